@@ -15,7 +15,8 @@ class TaskScope:
     """Owns tasks of a long-running service.
 
     Unlike ``asyncio.TaskGroup``, one failing task does not take its siblings down: a peer's bad message must not stop
-    the node. A failure is logged and counted in :attr:`failures`. Leaving the scope cancels what still runs and waits for it.
+    the node. A failure is logged and counted in :attr:`failures`. Leaving the scope cancels what still runs and
+    waits for it.
     """
 
     def __init__(self, name: str) -> None:

@@ -1,0 +1,115 @@
+"""The node's memory: one SQLite file, one writer.
+
+The event loop's thread owns the connection and every store function runs inline in it: a commit costs 0.05 ms
+(``NORMAL``) to 0.30 ms (``FULL``) on a plain SSD, less than handing the work to a thread would. WAL mode; a crash loses
+nothing that was committed with ``durable=True`` and at most the last moments of what was not.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from shem.errors import Misconfigured
+
+MEMORY = ":memory:"
+
+
+class Database:
+    """One SQLite file. Rows come as :class:`sqlite3.Row`."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Open or create. Raises :class:`Misconfigured` when the file cannot be used."""
+        self.path = path
+        try:
+            if path != MEMORY:
+                # The database names keys and peers: nobody else on this machine needs to read it.
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            self.connection = sqlite3.connect(path, isolation_level=None, timeout=10)
+            self.connection.row_factory = sqlite3.Row
+            self.connection.execute("pragma journal_mode = wal")
+            self.connection.execute("pragma foreign_keys = on")
+            self.connection.execute("pragma synchronous = normal")
+            self.connection.execute(
+                "create table if not exists schema_version (domain text primary key, version integer not null)"
+            )
+        except (OSError, sqlite3.Error) as error:
+            raise Misconfigured(
+                f"the database {path} cannot be opened: {error}",
+                code="database_unusable",
+                hint="check that the data directory is yours and that the disk is not full",
+            ) from error
+        self._depth = 0
+        self._after_commit: list[Callable[[], None]] = []
+
+    def migrate(self, domain: str, scripts: Sequence[str]) -> None:
+        """Bring ``domain``'s tables up to date. Script *i* takes version *i* to *i + 1*; scripts are added, never edited."""
+        row = self.connection.execute("select version from schema_version where domain = ?", (domain,)).fetchone()
+        version = row["version"] if row else 0
+        if version > len(scripts):
+            raise Misconfigured(
+                f"the database was written by a newer Shem ({domain} {version} > {len(scripts)})",
+                code="database_newer",
+                hint="install that version again, or choose another data directory",
+            )
+        for number, script in enumerate(scripts[version:], start=version + 1):
+            with self.transaction(durable=True) as connection:
+                for statement in _statements(script):
+                    connection.execute(statement)
+                connection.execute(
+                    "insert or replace into schema_version values (?, ?)",
+                    (domain, number),
+                )
+
+    @contextmanager
+    def transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
+        """All or nothing. Inside another transaction it joins that one (and its durability).
+
+        ``durable`` syncs the disk before it returns: for money, and for what is promised to a peer.
+        Never await inside: the whole node shares this connection.
+        """
+        if self._depth:
+            yield self.connection
+            return
+        self.connection.execute(f"pragma synchronous = {'full' if durable else 'normal'}")
+        self.connection.execute("begin immediate")
+        self._depth = 1
+        self._after_commit = []
+        try:
+            yield self.connection
+        except BaseException:
+            self._depth = 0
+            self._after_commit = []
+            self.connection.execute("rollback")
+            raise
+        self._depth = 0
+        self.connection.execute("commit")
+        callbacks, self._after_commit = self._after_commit, []
+        for callback in callbacks:
+            callback()
+
+    def after_commit(self, callback: Callable[[], None]) -> None:
+        """Call back once the open transaction has committed (waking a long poll, say); at once when there is none."""
+        if self._depth:
+            self._after_commit.append(callback)
+        else:
+            callback()
+
+    def close(self) -> None:
+        """Fold the write-ahead log into the file and close."""
+        self.connection.close()
+
+
+def _statements(script: str) -> Iterator[str]:
+    """Split on complete statements. ``executescript`` would commit the open transaction first."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+    if statement.strip():
+        raise ValueError(f"unfinished statement: {statement!r}")

@@ -1,0 +1,200 @@
+"""The caller's side of the REST door: one session, typed answers, statuses turned back into our errors.
+
+GET is retried on a lost connection (it changes nothing); nothing else is: only the service knows what it may repeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from types import TracebackType
+from typing import Any, TypeVar, overload
+
+import aiohttp
+import msgspec
+
+from shem import errors
+from shem.wire.base import encode
+
+T = TypeVar("T")
+
+_KINDS: dict[int, type[errors.ShemError]] = {
+    400: errors.Refused,
+    401: errors.NotAuthenticated,
+    403: errors.NotAllowed,
+    404: errors.NotFound,
+    409: errors.Conflict,
+    410: errors.Gone,
+    501: errors.NotImplementedHere,
+    504: errors.PeerFailed,
+}
+_RETRIES = 3
+
+
+class NodeUnreachable(errors.PeerFailed):
+    """Our own node does not answer."""
+
+    default_code = "node_unreachable"
+
+
+class ApiClient:
+    """One node, one app key. An async context manager; safe for any number of concurrent calls."""
+
+    def __init__(self, base_url: str, app_key: str) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._app_key = app_key
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> ApiClient:
+        self._session = aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {self._app_key}"},
+            connector=aiohttp.TCPConnector(limit=0),  # long polls hold connections; a limit would starve short calls
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=5),
+            read_bufsize=1 << 18,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """For streams and WebSockets; carries the key already."""
+        if self._session is None:
+            raise RuntimeError("ApiClient is used outside its 'async with'")
+        return self._session
+
+    def url(self, path: str) -> str:
+        """The full address of a path such as ``/market-api/v1/offers``."""
+        return self.base_url + path
+
+    @overload
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        json: Any = ...,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = 30.0,
+        into: type[T],
+    ) -> T: ...
+    @overload
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        json: Any = ...,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = 30.0,
+        into: None = None,
+    ) -> Any: ...
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        json: Any = ...,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = 30.0,
+        into: type[T] | None = None,
+    ) -> T | Any:
+        """One request, its JSON answer as ``into`` (plain objects without it; ``None`` for an empty body).
+
+        ``params`` with value ``None`` are left out. ``timeout_s`` bounds the whole call. Raises the error family that
+        the status stands for, :class:`NodeUnreachable` when there is no answer, ``TimeoutError`` on 408 or time-out.
+        """
+        query = {k: _text(v) for k, v in (params or {}).items() if v is not None}
+        sent = dict(headers or {})
+        body: bytes | None = None
+        if json is not ...:
+            body = encode(json)
+            sent["Content-Type"] = "application/json"
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                async with asyncio.timeout(timeout_s):
+                    async with self.session.request(
+                        method, self.url(path), params=query, data=body, headers=sent
+                    ) as answer:
+                        return self._decode(answer.status, await answer.read(), into)
+            except aiohttp.ClientError as error:
+                if method == "GET" and attempt < _RETRIES and not isinstance(error, aiohttp.ClientConnectorError):
+                    continue
+                raise NodeUnreachable(
+                    f"no answer from the node at {self.base_url}: {error}", hint="is it running? see 'shem node run'"
+                ) from error
+
+    async def events(
+        self, path: str, *, params: Mapping[str, Any] | None = None, idle_timeout_s: float = 60.0
+    ) -> AsyncIterator[tuple[str, str, bytes]]:
+        """Server-sent events as ``(event, id, data)``. Ends when the node ends the stream."""
+        query = {k: _text(v) for k, v in (params or {}).items() if v is not None}
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=idle_timeout_s)
+        try:
+            async with self.session.get(
+                self.url(path), params=query, headers={"Accept": "text/event-stream"}, timeout=timeout
+            ) as answer:
+                if answer.status != 200:
+                    self._decode(answer.status, await answer.read(), None)
+                event, event_id = "message", ""
+                data: list[bytes] = []
+                while line := await answer.content.readline():
+                    text = line.rstrip(b"\r\n")
+                    if not text:
+                        if data:
+                            yield event, event_id, b"\n".join(data)
+                        event, event_id, data = "message", "", []
+                        continue
+                    name, _, value = text.partition(b":")
+                    value = value.removeprefix(b" ")
+                    if name == b"event":
+                        event = value.decode()
+                    elif name == b"id":
+                        event_id = value.decode()
+                    elif name == b"data":
+                        data.append(value)
+        except aiohttp.ClientError as error:
+            raise NodeUnreachable(f"the event stream {path} broke: {error}") from error
+
+    def _decode(self, status: int, body: bytes, into: type[T] | None) -> T | Any:
+        if status < 400:
+            if not body:
+                return None
+            return msgspec.json.decode(body, type=into) if into is not None else msgspec.json.decode(body)
+        raise error_of(status, body)
+
+
+def error_of(status: int, body: bytes) -> BaseException:
+    """The error that an answer stands for. Foreign and malformed bodies are quoted, shortened."""
+    message, code, hint, details = body[:500].decode("utf-8", "replace"), "", "", {}
+    try:
+        found = msgspec.json.decode(body)
+    except msgspec.MsgspecError:
+        found = None
+    if isinstance(found, dict):
+        message = str(found.get("message") or found.get("detail") or f"status {status}")
+        code, hint = str(found.get("code") or ""), str(found.get("hint") or "")
+        raw = found.get("details")
+        details = raw if isinstance(raw, dict) else {}
+    if status == 408:
+        return TimeoutError(message)
+    kind = errors.MoneyShort if code.startswith("money_") else _KINDS.get(status, errors.ShemError)
+    error = kind(message, code=code or f"http_{status}", hint=hint)
+    error.details = details
+    return error
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)

@@ -1,0 +1,228 @@
+"""The REST door: who calls, what they sent, and how errors look to them.
+
+The only module of the node that knows HTTP statuses. Each domain's handlers live in a sibling module with a function
+``routes(...) -> list[web.RouteDef]``; handlers call services and let errors fly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from datetime import datetime
+from typing import TypeVar
+
+import msgspec
+from aiohttp import web
+
+from shem import errors
+from shem.wire.base import encode
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MAX_BODY_BYTES = 8 << 20
+"""The largest JSON body a caller may send; streamed uploads have their own limits."""
+MAX_POLL_S = 60.0
+"""``MAX_REST_TIMEOUT`` of the original daemon: longer polls are shortened to it."""
+DEFAULT_POLL_S = 5.0
+
+_STATUS: list[tuple[type[BaseException], int]] = [
+    (errors.NotAuthenticated, 401),
+    (errors.NotAllowed, 403),
+    (errors.NotFound, 404),
+    (errors.Conflict, 409),
+    (errors.Gone, 410),
+    (errors.NotImplementedHere, 501),
+    (errors.Refused, 400),
+    (errors.MoneyShort, 400),
+    (TimeoutError, 408),
+    (errors.PeerFailed, 504),
+    (errors.ShemError, 500),
+]
+
+CALLER: web.RequestKey[str] = web.RequestKey("caller", str)
+"""The node id whose key the caller showed."""
+KEY_NAME: web.RequestKey[str] = web.RequestKey("key_name", str)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+KeyLookup = Callable[[str], "tuple[str, str] | None"]
+"""App key → (node id, key name), or ``None``."""
+
+
+def status_of(error: BaseException) -> int:
+    """The HTTP status of an error; 500 for one that is not ours."""
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+
+
+def caller(request: web.Request) -> str:
+    """The node id that makes this request."""
+    return request[CALLER]
+
+
+async def read_json(request: web.Request, shape: type[T]) -> T:
+    """The body as ``shape``. Raises :class:`~shem.errors.Refused` (``bad_json``) with the place that is wrong."""
+    try:
+        return msgspec.json.decode(await request.read(), type=shape)
+    except msgspec.MsgspecError as error:
+        raise errors.Refused(f"the body is not what this call takes: {error}", code="bad_json") from None
+
+
+async def read_json_or(request: web.Request, shape: type[T], default: T) -> T:
+    """Like :func:`read_json`; an empty body or ``null`` gives ``default``."""
+    body = await request.read()
+    if not body.strip() or body.strip() == b"null":
+        return default
+    return await read_json(request, shape)
+
+
+def query_seconds(request: web.Request, name: str = "timeout", default: float = DEFAULT_POLL_S) -> float:
+    """A duration from the query, in seconds (may be fractional), bounded to ``[0, MAX_POLL_S]``."""
+    text = request.query.get(name)
+    if text is None:
+        return default
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = float("nan")
+    if not seconds >= 0:
+        raise errors.Refused(f"{name} must be a number of seconds, not {text!r}", code="bad_query")
+    return min(seconds, MAX_POLL_S)
+
+
+def query_int(request: web.Request, name: str, default: int, *, low: int, high: int) -> int:
+    """A whole number from the query; refused outside ``[low, high]``."""
+    text = request.query.get(name)
+    if text is None:
+        return default
+    try:
+        number = int(text)
+    except ValueError:
+        number = low - 1
+    if not low <= number <= high:
+        raise errors.Refused(f"{name} must be a whole number from {low} to {high}, not {text!r}", code="bad_query")
+    return number
+
+
+def query_time(request: web.Request, name: str) -> datetime | None:
+    """A time from the query, aware; ``None`` when absent."""
+    text = request.query.get(name)
+    if text is None:
+        return None
+    try:
+        # '+' of a zone offset arrives as a space from clients that do not escape it
+        moment = datetime.fromisoformat(text.replace(" ", "+").replace("Z", "+00:00"))
+        if moment.tzinfo is None:
+            raise ValueError(text)
+    except ValueError:
+        raise errors.Refused(f"{name} must be an RFC 3339 time with a zone, not {text!r}", code="bad_query") from None
+    return moment
+
+
+def respond(value: object = None, status: int = 200) -> web.Response:
+    """A JSON answer; 204 has no body."""
+    if status == 204:
+        return web.Response(status=204)
+    return web.Response(body=encode(value), status=status, content_type="application/json")
+
+
+async def stream_events(
+    request: web.Request, events: AsyncIterator[tuple[str, str, bytes]], *, ping_s: float = 15.0
+) -> web.StreamResponse:
+    """Server-sent events: ``(event, id, data)`` each; ``id`` may be empty. Comment pings keep the line open.
+
+    A caller that goes away ends the iterator (it is closed here).
+    """
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+    await response.prepare(request)
+    step: asyncio.Task[tuple[str, str, bytes]] | None = None
+    loop = asyncio.get_running_loop()
+    try:
+        while True:
+            if step is None:
+                step = loop.create_task(anext(events), name="sse")  # type: ignore[arg-type]
+            done, _ = await asyncio.wait({step}, timeout=ping_s)
+            if not done:
+                await response.write(b": ping\n\n")
+                continue
+            try:
+                event, event_id, data = step.result()
+            except StopAsyncIteration:
+                break
+            step = None
+            head = f"event: {event}\n".encode() + (f"id: {event_id}\n".encode() if event_id else b"")
+            await response.write(head + b"data: " + data + b"\n\n")
+        await response.write_eof()
+    except ConnectionResetError:
+        log.debug("a reader of %s went away", request.path)
+    finally:
+        if step is not None:
+            step.cancel()
+            await asyncio.wait({step})
+        aclose = getattr(events, "aclose", None)
+        if aclose is not None:
+            await aclose()
+    return response
+
+
+def build_app(
+    routes: Iterable[web.RouteDef],
+    *,
+    keys: KeyLookup,
+    open_paths: Iterable[str] = ("/version/get",),
+    count_error: Callable[[str], None] = lambda code: None,
+) -> web.Application:
+    """One application with authentication and error shapes. ``keys`` looks an app key up."""
+    opened = frozenset(open_paths)
+
+    @web.middleware
+    async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path in opened or request.method == "OPTIONS":
+            return await handler(request)
+        scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not key:
+            key = request.query.get("authToken", "")
+        if not key:
+            return web.Response(status=401, text="Missing application key")
+        found = keys(key.strip())
+        if found is None:
+            return web.Response(status=401, text="Invalid application key")
+        request[CALLER], request[KEY_NAME] = found
+        return await handler(request)
+
+    @web.middleware
+    async def shape_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except web.HTTPException as error:
+            if error.status < 400:
+                raise
+            return respond({"message": error.reason, "code": f"http_{error.status}"}, error.status)
+        except errors.ShemError as error:
+            status = status_of(error)
+            count_error(error.code)
+            if status >= 500:
+                log.warning("%s %s: %s", request.method, request.path, error)
+            return respond(error.as_dict(), status)
+        except TimeoutError as error:
+            return respond({"message": str(error) or "Timeout", "code": "timeout"}, 408)
+        except Exception:
+            log.exception("%s %s failed", request.method, request.path)
+            count_error("internal")
+            return respond({"message": "the node made a mistake; its log has the details", "code": "internal"}, 500)
+
+    app = web.Application(middlewares=[shape_errors, authenticate], client_max_size=MAX_BODY_BYTES)
+    app.add_routes(list(routes))
+    return app
+
+
+def same_key(left: str, right: str) -> bool:
+    """Compare secrets without telling by time how much is right."""
+    return hmac.compare_digest(left.encode(), right.encode())
+
+
+def names(request: web.Request) -> Mapping[str, str]:
+    """The path's variables."""
+    return request.match_info
