@@ -46,7 +46,7 @@ class Database:
         self._after_commit: list[Callable[[], None]] = []
 
     def migrate(self, domain: str, scripts: Sequence[str]) -> None:
-        """Bring ``domain``'s tables up to date. Script *i* takes version *i* to *i + 1*; they are added, never edited."""
+        """Bring ``domain``'s tables up to date. Script *i* takes version *i* to *i + 1*; added, never edited."""
         row = self.connection.execute("select version from schema_version where domain = ?", (domain,)).fetchone()
         version = row["version"] if row else 0
         if version > len(scripts):
