@@ -1,0 +1,95 @@
+"""What the operator decides, read once at start and frozen.
+
+Sources, later ones win: the defaults here, ``config.toml`` in the data directory, the environment (the names that Golem's
+daemon reads where they mean the same), the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from shem.errors import Misconfigured
+
+
+class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A chain that this node pays on and is paid on; overrides the published table's entry of the same name."""
+
+    chain_id: int
+    rpc_urls: tuple[str, ...]
+    token: str
+    """Address of the ERC-20 contract."""
+    token_symbol: str = "GLM"  # noqa: S105 - a ticker
+    depth: int | None = None
+    """Blocks on top that make a payment final; ``None``: the chain's own ``finalized`` tag."""
+
+
+class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One node."""
+
+    data_dir: Path
+    api_host: str = "127.0.0.1"
+    """REST carries app keys in plain HTTP: keep it on loopback, or put a TLS proxy in front."""
+    api_port: int = 7465
+    """0 takes a free port; the line that ``node run --json`` prints tells it."""
+    peer_bind: str = "0.0.0.0:0"  # noqa: S104 - peers are authenticated and encrypted end to end
+    bootstrap: tuple[str, ...] = ()
+    """Addresses of peers to find others through, as ``shem identity show`` prints them."""
+    app_key: str | None = None
+    """A key to create at start under the name ``autoconfigured``."""
+    name: str = ""
+    networks: Mapping[str, NetworkConfig] = {}
+    max_spool_bytes: int = 64 << 30
+    """Disk that inputs and results in transit may take."""
+    log_level: str = "INFO"
+
+
+_ENVIRONMENT = {
+    "YAGNA_AUTOCONF_APPKEY": "app_key",
+    "SHEM_PEER_BIND": "peer_bind",
+    "SHEM_LOG_LEVEL": "log_level",
+}
+
+
+def default_data_dir(environ: Mapping[str, str] | None = None) -> Path:
+    """``$SHEM_DATA_DIR``, else ``$XDG_DATA_HOME/shem``, else ``~/.local/share/shem``."""
+    env = os.environ if environ is None else environ
+    if chosen := env.get("SHEM_DATA_DIR"):
+        return Path(chosen)
+    base = env.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "shem"
+
+
+def load_config(data_dir: Path, overrides: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> NodeConfig:
+    """Read ``data_dir/config.toml`` and lay the environment and ``overrides`` (``None`` = not given) over it.
+
+    Raises :class:`~shem.errors.Misconfigured` naming the file, the field and what it should be.
+    """
+    env = os.environ if environ is None else environ
+    path = data_dir / "config.toml"
+    values: dict[str, Any] = {}
+    if path.exists():
+        try:
+            values = tomllib.loads(path.read_text())
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise Misconfigured(f"{path} cannot be read: {error}", code="bad_config") from error
+    for name, field in _ENVIRONMENT.items():
+        if env.get(name):
+            values[field] = env[name]
+    values |= {k: v for k, v in overrides.items() if v is not None}
+    values["data_dir"] = str(data_dir)
+    try:
+        return msgspec.convert(values, NodeConfig, strict=False, dec_hook=_path)
+    except msgspec.ValidationError as error:
+        raise Misconfigured(f"the configuration of {data_dir} is wrong: {error}", code="bad_config") from error
+
+
+def _path(kind: type, value: object) -> object:
+    if kind is Path:
+        return Path(str(value))
+    raise NotImplementedError(kind)

@@ -1,0 +1,56 @@
+# Two commands do all set-up: `make demo` and `make test`.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+STAMP := .venv/.ready
+
+.PHONY: help setup system demo devnet test test-all check bench format lock sync clean
+
+help:            ## this list
+	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  +##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
+
+$(STAMP): pyproject.toml requirements/dev.txt tools/setup.sh
+	@tools/setup.sh
+	@touch $(STAMP)
+
+setup: $(STAMP)  ## make .venv with everything the project needs
+
+system: setup    ## install missing system parts (as root on Debian), or name them
+	@tools/system.sh
+
+demo: setup system  ## run the main job: a network on this machine renders an animation and is paid
+	@.venv/bin/shem demo
+
+devnet: setup system ## a network on this machine, until Ctrl-C
+	@.venv/bin/shem devnet run
+
+test: setup system  ## the tests (under 5 minutes)
+	$(PY) -m pytest
+
+test-all: setup system ## the slow suites too
+	$(PY) -m pytest -m "slow or not slow" --timeout 900
+
+check: setup     ## style, types, floors, generated code
+	.venv/bin/ruff check src tests tools examples
+	.venv/bin/ruff format --check src tests tools examples
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	$(PY) tools/gen_sync.py --check
+	$(PY) tools/build_guest.py --check
+	$(PY) tools/build_contracts.py --check
+
+bench: setup system ## measure; writes bench.json
+	$(PY) -m tools.bench --out bench.json
+
+format: setup    ## put the code in order
+	.venv/bin/ruff format src tests tools examples
+	.venv/bin/ruff check --fix src tests tools examples
+
+sync: setup      ## write the generated code anew
+	$(PY) tools/gen_sync.py
+
+lock: setup      ## resolve dependencies anew
+	tools/lock.sh
+
+clean:           ## remove what make made
+	rm -rf .venv out bench.json .mypy_cache .ruff_cache

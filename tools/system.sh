@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# System parts: the hard-limit sandbox, and what builds and tests use. Installed when we are root on Debian; otherwise
+# named in one sentence. The sandbox itself (bwrap, from the Python packages) needs none of them.
+set -euo pipefail
+
+# command → Debian package
+declare -A wanted=([runc]=runc [mkfs.ext4]=e2fsprogs [mmdebstrap]=mmdebstrap [busybox]=busybox-static)
+missing=()
+for tool in "${!wanted[@]}"; do
+  command -v "$tool" >/dev/null || [ -x "/usr/sbin/$tool" ] || [ -x "/sbin/$tool" ] || missing+=("${wanted[$tool]}")
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  echo "installing ${missing[*]} …" >&2
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+else
+  echo "Some things are missing that only root can install; without them the demo may have to build no image: apt-get install ${missing[*]}" >&2
+fi
