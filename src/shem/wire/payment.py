@@ -1,0 +1,300 @@
+"""Shapes of the Payment API (``/payment-api/v1``) and of our payment additions under ``/shem-api/v1``.
+
+Amounts are decimal strings, times RFC 3339. Optional fields that are unset do not appear.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from shem.wire.base import Timestamp, Wire
+
+DocumentStatus = Literal["ISSUED", "RECEIVED", "ACCEPTED", "REJECTED", "FAILED", "SETTLED", "CANCELLED"]
+RejectionReason = Literal["UNSOLICITED_SERVICE", "BAD_SERVICE", "INCORRECT_AMOUNT"]
+
+_Text = Annotated[str, msgspec.Meta(max_length=2000)]
+_Id = Annotated[str, msgspec.Meta(max_length=128)]
+_Usage = Annotated[list[float], msgspec.Meta(max_length=64)]
+
+
+# --- allocations -----------------------------------------------------------------------------------------------------
+
+
+class PlatformChoice(Wire):
+    """A platform by its parts; what is left out is the node's default."""
+
+    driver: _Text | None = None
+    network: _Text | None = None
+    token: _Text | None = None
+
+
+class NewAllocation(Wire):
+    """Set money aside. Programs also send empty ``allocationId``, ``spentAmount`` and ``remainingAmount``: ignored."""
+
+    total_amount: _Text
+    make_deposit: bool
+    address: _Text | None = None
+    payment_platform: _Text | PlatformChoice | None = None
+    timeout: Timestamp | None = None
+    deposit: dict[str, Any] | None = None
+
+
+class AllocationChange(Wire):
+    """Amend an allocation; what is left out stays."""
+
+    total_amount: _Text | None = None
+    timeout: Timestamp | None = None
+    deposit: dict[str, Any] | None = None
+
+
+class Allocation(Wire):
+    """The requestor's money set aside: ``total = spent + remaining``."""
+
+    allocation_id: str
+    address: str
+    payment_platform: str
+    total_amount: str
+    spent_amount: str
+    remaining_amount: str
+    timestamp: Timestamp
+    make_deposit: bool
+    timeout: Timestamp | None = None
+
+
+class Decoration(Wire):
+    """One property for a demand; values are strings, even the version."""
+
+    key: str
+    value: str
+
+
+class Decorations(Wire):
+    """What an allocation adds to a demand."""
+
+    properties: list[Decoration]
+    constraints: list[str]
+
+
+class Account(Wire):
+    """An address that can pay or be paid on a platform."""
+
+    platform: str
+    address: str
+    driver: str
+    network: str
+    token: str
+    send: bool
+    receive: bool
+
+
+# --- documents -------------------------------------------------------------------------------------------------------
+
+
+class NewDebitNote(Wire):
+    """The running total of an activity."""
+
+    activity_id: _Id
+    total_amount_due: _Text
+    usage_counter_vector: _Usage | None = None
+    payment_due_date: Timestamp | None = None
+
+
+class NewInvoice(Wire):
+    """The final sum of an agreement."""
+
+    agreement_id: _Id
+    amount: _Text
+    payment_due_date: Timestamp
+    activity_ids: Annotated[list[_Id], msgspec.Meta(max_length=1000)] | None = None
+
+
+class DebitNote(Wire):
+    """A debit note as either side sees it."""
+
+    debit_note_id: str
+    issuer_id: str
+    recipient_id: str
+    payee_addr: str
+    payer_addr: str
+    payment_platform: str
+    timestamp: Timestamp
+    agreement_id: str
+    activity_id: str
+    total_amount_due: str
+    status: DocumentStatus
+    previous_debit_note_id: str | None = None
+    usage_counter_vector: list[float] | None = None
+    payment_due_date: Timestamp | None = None
+
+
+class Invoice(Wire):
+    """An invoice as either side sees it."""
+
+    invoice_id: str
+    issuer_id: str
+    recipient_id: str
+    payee_addr: str
+    payer_addr: str
+    payment_platform: str
+    timestamp: Timestamp
+    agreement_id: str
+    activity_ids: list[str]
+    amount: str
+    payment_due_date: Timestamp
+    status: DocumentStatus
+
+
+class Acceptance(Wire):
+    """Yes to a document; the amount must be exactly what it asks."""
+
+    total_amount_accepted: _Text
+    allocation_id: _Id
+
+
+class Rejection(Wire):
+    """No to a document."""
+
+    rejection_reason: RejectionReason
+    total_amount_accepted: _Text
+    message: _Text | None = None
+
+
+# --- events ----------------------------------------------------------------------------------------------------------
+
+
+class DebitNoteEvent(Wire):
+    """Something happened to a debit note: ``DebitNoteReceivedEvent``, ``…AcceptedEvent`` and so on."""
+
+    debit_note_id: str
+    event_date: Timestamp
+    event_type: str
+    rejection: Rejection | None = None
+
+
+class InvoiceEvent(Wire):
+    """Something happened to an invoice: ``InvoiceReceivedEvent``, ``…AcceptedEvent`` and so on."""
+
+    invoice_id: str
+    event_date: Timestamp
+    event_type: str
+    rejection: Rejection | None = None
+
+
+# --- payments --------------------------------------------------------------------------------------------------------
+
+
+class AgreementPayment(Wire):
+    """The part of a payment that pays an agreement."""
+
+    agreement_id: str
+    amount: str
+    allocation_id: str | None = None
+
+
+class ActivityPayment(Wire):
+    """The part of a payment that pays the debit notes of an activity."""
+
+    activity_id: str
+    amount: str
+    allocation_id: str | None = None
+
+
+class Payment(Wire):
+    """A transfer that settled. ``details`` is base64 of the transaction's hash."""
+
+    payment_id: str
+    payer_id: str
+    payee_id: str
+    payer_addr: str
+    payee_addr: str
+    payment_platform: str
+    amount: str
+    timestamp: Timestamp
+    agreement_payments: list[AgreementPayment]
+    activity_payments: list[ActivityPayment]
+    details: str
+
+
+class DriverStatus(Wire):
+    """Why payments wait; ``kind`` is ``InsufficientGas``, ``RpcError`` and so on."""
+
+    kind: str
+    driver: str
+    network: str
+    message: str
+    address: str | None = None
+    platform: str | None = None
+    needed_amount: str | None = None
+
+
+class Settlement(Wire):
+    """Ours: a payment with its place on the chain, as either side has verified it."""
+
+    payment_id: str
+    platform: str
+    payer: str
+    payee: str
+    amount: str
+    tx_hash: str
+    block_number: int
+    block_hash: str
+    timestamp: Timestamp
+    agreement_ids: list[str]
+    role: Literal["Requestor", "Provider"]
+    chain_id: int | None = None
+
+
+class AgreementSum(Wire):
+    """Money of one kind, and over how many agreements."""
+
+    agreements_count: int
+    total_amount: str
+
+
+class FlowStatus(Wire):
+    """Of what was asked for: what was accepted, and what is paid for good."""
+
+    requested: AgreementSum
+    accepted: AgreementSum
+    confirmed: AgreementSum
+
+
+class GasStatus(Wire):
+    """The coin that pays the fees."""
+
+    balance: str
+    currency_short_name: str
+
+
+class PlatformStatus(Wire):
+    """Ours: one platform's money at a glance. ``amount`` is absent while the chain does not answer (``error`` says why)."""
+
+    platform: str
+    driver: str
+    network: str
+    token: str
+    address: str
+    reserved: str
+    incoming: FlowStatus
+    outgoing: FlowStatus
+    amount: str | None = None
+    gas: GasStatus | None = None
+    block_number: int | None = None
+    block_datetime: Timestamp | None = None
+    error: str | None = None
+
+
+class Audit(Wire):
+    """Ours: what the node knows about a document, for the one who must accept it.
+
+    ``by_known_usage`` is the agreed price × the usage this node has seen itself (it lags by one report);
+    ``by_claimed_usage`` the price × the usage that the document (an invoice: its debit notes) claims.
+    Absent where there is no price or no usage to go by.
+    """
+
+    claimed: str
+    known_usage: dict[str, list[float]]
+    by_known_usage: str | None = None
+    by_claimed_usage: str | None = None
