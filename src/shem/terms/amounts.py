@@ -38,10 +38,11 @@ def parse_amount(text: str, decimals: int = DECIMALS, *, round_down: bool = Fals
         raise BadAmount(f'{text[:60]!r} is not an amount; write it like "1.5"')
     whole, fraction = match[1] or "", match[2] or ""
     digits, shift = whole + fraction, decimals - len(fraction) + int(match[3] or 0)
+    scale: int = 10 ** abs(shift)
     if shift >= 0:
-        units = int(digits) * 10**shift
+        units = int(digits) * scale
     else:
-        units, lost = divmod(int(digits), 10**-shift)
+        units, lost = divmod(int(digits), scale)
         if lost and not round_down:
             raise BadAmount(f"{text!r} has more than {decimals} decimals")
     if units > MAX_UNITS:

@@ -269,7 +269,7 @@ class GasStatus(Wire):
 
 
 class PlatformStatus(Wire):
-    """Ours: one platform's money at a glance. ``amount`` is absent while the chain does not answer (``error`` says why)."""
+    """Ours: one platform's money at a glance. Without an answer of the chain there is ``error`` and no ``amount``."""
 
     platform: str
     driver: str
