@@ -1,0 +1,158 @@
+"""The key file: Web3 Secret Storage version 3 (the format of Golem and of Ethereum wallets), made to survive a crash.
+
+A file is written beside its final name (0600), synced, and then given its name by a hard link, which fails when the
+name is taken: a key is never half there and never overwritten. A passphrase of the user's own is stretched hard
+(scrypt, n = 2**17: 0.3 s and 128 MB); one that we generated has 256 bits of its own and needs none of that (n = 2**14:
+0.05 s and 16 MB). A generated passphrase lies beside the key file, equally 0600: it protects copies of the key file,
+not the directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from shem.errors import Misconfigured
+from shem.node.identity.signing import ORDER
+
+KEYSTORE = "identity.json"
+PASSPHRASE = "identity.pass"  # noqa: S105  a file name
+N_GENERATED = 1 << 14
+N_USER = 1 << 17
+MAX_KEYSTORE_BYTES = 64 << 10
+
+
+class WrongPassphrase(Misconfigured):
+    """The key file does not open with this passphrase."""
+
+    default_code = "wrong_passphrase"
+
+
+class KeystoreUnusable(Misconfigured):
+    """The key file is damaged, of another kind, or open to others."""
+
+    default_code = "keystore_unusable"
+
+
+def new_secret() -> bytes:
+    """32 random bytes that are a valid secp256k1 key."""
+    while True:
+        secret = secrets.token_bytes(32)
+        if 0 < int.from_bytes(secret, "big") < ORDER:
+            return secret
+
+
+def load_or_create_secret(directory: Path, passphrase: str | None) -> bytes:
+    """The 32-byte secret of this directory, made on first use.
+
+    Without ``passphrase`` one is generated at creation and read back from its file later. Raises
+    :class:`WrongPassphrase`, :class:`KeystoreUnusable`.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = directory / KEYSTORE
+        if not path.exists():
+            _create(directory, passphrase)
+        if passphrase is None:
+            passphrase = _generated_passphrase(directory)
+        return decrypt(_read_private(path), passphrase)
+    except OSError as error:
+        raise KeystoreUnusable(
+            f"the key directory {directory} cannot be used: {error.strerror}", hint="check its owner and free space"
+        ) from error
+
+
+def encrypt(secret: bytes, passphrase: str, *, n: int) -> bytes:
+    """A version 3 key file."""
+    import eth_keyfile  # 0.7 s to import: only where a key file is opened
+
+    return json.dumps(
+        eth_keyfile.create_keyfile_json(secret, passphrase.encode(), version=3, kdf="scrypt", iterations=n)
+    ).encode()
+
+
+def decrypt(keystore: bytes, passphrase: str) -> bytes:
+    """The secret of a version 3 key file. Raises :class:`WrongPassphrase`, :class:`KeystoreUnusable`."""
+    import eth_keyfile
+
+    try:
+        content = json.loads(keystore)
+        if not isinstance(content, dict) or content.get("version") != 3:
+            raise KeystoreUnusable("the key file is not a version 3 key file")
+        secret = bytes(eth_keyfile.decode_keyfile_json(content, passphrase.encode()))
+    except KeystoreUnusable:
+        raise
+    except ValueError as error:  # a wrong MAC and damaged JSON are both ValueErrors; the cause never holds the secret
+        if "MAC" in str(error):
+            raise WrongPassphrase("the key file does not open with this passphrase") from None
+        raise KeystoreUnusable("the key file is damaged", hint="restore it from a copy") from None
+    except (KeyError, TypeError, AttributeError, NotImplementedError, MemoryError):
+        raise KeystoreUnusable("the key file is damaged", hint="restore it from a copy") from None
+    if len(secret) != 32:
+        raise KeystoreUnusable("the key file does not hold a 32-byte key")
+    return secret
+
+
+def _create(directory: Path, passphrase: str | None) -> None:
+    n = N_USER
+    if passphrase is None:
+        n = N_GENERATED
+        # The passphrase first: a crash in between leaves one that the next start uses.
+        if not (directory / PASSPHRASE).exists():
+            _write_new(directory / PASSPHRASE, secrets.token_urlsafe(32).encode())
+        passphrase = _generated_passphrase(directory)
+    _write_new(directory / KEYSTORE, encrypt(new_secret(), passphrase, n=n))
+
+
+def _generated_passphrase(directory: Path) -> str:
+    path = directory / PASSPHRASE
+    if not path.exists():
+        raise WrongPassphrase(
+            f"the key file in {directory} was made with a passphrase of yours", hint="start with that passphrase"
+        )
+    return _read_private(path).decode(errors="replace").strip()
+
+
+def _read_private(path: Path) -> bytes:
+    with path.open("rb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        if os.name == "posix" and mode & 0o077:
+            raise KeystoreUnusable(f"others may read {path}", code="keystore_exposed", hint=f"chmod 600 {path}")
+        content = file.read(MAX_KEYSTORE_BYTES + 1)
+    if len(content) > MAX_KEYSTORE_BYTES:
+        raise KeystoreUnusable(f"{path} is far too big for a key file")
+    return content
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    """Whole or not at all; when somebody else was first, theirs stays."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            return
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            draft.rename(path)  # a file system without hard links
+    finally:
+        draft.unlink(missing_ok=True)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
