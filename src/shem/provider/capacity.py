@@ -1,0 +1,179 @@
+"""How much of the machine is let, and to whom: a ledger that never promises the same thread or byte twice.
+
+The owner's limits and the hardware give the *total*; the total divided by the number of agreements gives the *share* of
+an agreement that does not say what it needs. An agreement holds its resources from the moment it is proposed to us
+until it has ended, so two that come in the same instant cannot both take the last of something.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from shem.errors import Misconfigured, Refused
+from shem.provider.config import ResourceLimits
+from shem.provider.hardware import Hardware
+
+GIB = 1 << 30
+REQUIRE = "golem.!exp.shem.v1.require."
+"""Prefix of the properties by which a demand says what one agreement needs."""
+
+_RESERVED_MEMORY = 512 << 20
+_MIN_SHARE_MEMORY = 512 << 20
+_MIN_SHARE_STORAGE = 2 * GIB
+_DISK_HEADROOM = 0.9
+"""The part of the free disk that may be let: images and the system need the rest."""
+_MAX_SLOTS = 256
+_DEFAULT_PIDS = 1024
+_MAX_PIDS = 32768
+_EPSILON = 1e-9
+
+
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    """An amount of machine."""
+
+    cpu_threads: float
+    memory_bytes: int
+    storage_bytes: int
+    pids: int = _DEFAULT_PIDS
+    """A limit, not a stock: not counted against a total."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What is for rent in all, and by default to one agreement."""
+
+    total: Resources
+    share: Resources
+    slots: int
+
+
+def plan(hardware: Hardware, limits: ResourceLimits) -> Plan:
+    """Divide the machine. Raises ``Misconfigured`` when the owner's limits leave nothing to rent."""
+    threads = min(hardware.cpu.threads, limits.cpu_threads or math.inf)
+    memory = max(hardware.memory_bytes - _RESERVED_MEMORY, hardware.memory_bytes // 2)
+    memory = min(memory, _bytes(limits.memory_gib) or memory)
+    storage = int(hardware.disk_free_bytes * _DISK_HEADROOM)
+    storage = min(storage, _bytes(limits.storage_gib) or storage)
+    if threads < 0.01 or memory < (16 << 20) or storage < (16 << 20):
+        raise Misconfigured(
+            f"there is nothing to rent: {threads:g} threads, {memory >> 20} MiB memory, {storage >> 20} MiB disk",
+            code="nothing_to_rent",
+            hint="free some disk, or raise the limits in the provider's settings",
+        )
+    slots = limits.max_agreements or min(
+        max(1, int(threads)), max(1, memory // _MIN_SHARE_MEMORY), max(1, storage // _MIN_SHARE_STORAGE)
+    )
+    slots = min(slots, _MAX_SLOTS)
+    total = Resources(cpu_threads=threads, memory_bytes=memory, storage_bytes=storage)
+    share = Resources(
+        cpu_threads=threads / slots,
+        memory_bytes=memory // slots,
+        storage_bytes=storage // slots,
+    )
+    return Plan(total, share, slots)
+
+
+class Capacity:
+    """The ledger. Keys are agreement ids."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._held: dict[str, Resources] = {}
+
+    @property
+    def held(self) -> Mapping[str, Resources]:
+        return self._held
+
+    @property
+    def free(self) -> Resources:
+        """What nobody holds."""
+        total, held = self.plan.total, self._held.values()
+        return Resources(
+            cpu_threads=total.cpu_threads - sum(r.cpu_threads for r in held),
+            memory_bytes=total.memory_bytes - sum(r.memory_bytes for r in held),
+            storage_bytes=total.storage_bytes - sum(r.storage_bytes for r in held),
+        )
+
+    def possible(self, wanted: Resources) -> bool:
+        """Would ``wanted`` fit if the machine were empty?"""
+        return _fits(wanted, self.plan.total)
+
+    def fits(self, wanted: Resources) -> bool:
+        """Does ``wanted`` fit now?"""
+        return len(self._held) < self.plan.slots and _fits(wanted, self.free)
+
+    def reserve(self, key: str, wanted: Resources) -> bool:
+        """Hold ``wanted`` for ``key`` if it fits. Repeating a reservation changes nothing."""
+        if key in self._held:
+            return True
+        if not self.fits(wanted):
+            return False
+        self._held[key] = wanted
+        return True
+
+    def release(self, key: str) -> bool:
+        """Give back what ``key`` holds; tells whether it held anything."""
+        return self._held.pop(key, None) is not None
+
+
+def wanted_by(demand: Mapping[str, Any], floors: Mapping[str, float], share: Resources) -> Resources:
+    """What one agreement of this demand would hold.
+
+    In this order: what the demand requires outright (``golem.!exp.shem.v1.require.*``); what its constraints ask of the
+    offer (``floors``: property name → lower bound), where that is more than the share; the share. Raises ``Refused``
+    (``bad_requirement``) for a requirement that is not a positive number.
+    """
+    cpus = _required(demand, "cpu.threads")
+    memory = _required(demand, "mem.gib")
+    storage = _required(demand, "storage.gib")
+    pids = _required(demand, "pids")
+    if cpus is None:
+        cpus = max(share.cpu_threads, floors.get("golem.inf.cpu.threads", 0.0))
+    memory_bytes = (
+        int(memory * GIB)
+        if memory is not None
+        else max(share.memory_bytes, int(floors.get("golem.inf.mem.gib", 0.0) * GIB))
+    )
+    storage_bytes = (
+        int(storage * GIB)
+        if storage is not None
+        else max(share.storage_bytes, int(floors.get("golem.inf.storage.gib", 0.0) * GIB))
+    )
+    return Resources(
+        cpu_threads=cpus,
+        memory_bytes=memory_bytes,
+        storage_bytes=storage_bytes,
+        pids=min(int(pids), _MAX_PIDS) if pids is not None else share.pids,
+    )
+
+
+def _required(demand: Mapping[str, Any], name: str) -> float | None:
+    value = demand.get(REQUIRE + name)
+    if value is None:
+        return None
+    if isinstance(value, str):  # generic clients write every property as text
+        try:
+            value = float(value)
+        except ValueError:
+            value = None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
+        raise Refused(
+            f"{REQUIRE}{name} must be a number greater than zero, not {demand.get(REQUIRE + name)!r}",
+            code="bad_requirement",
+        )
+    return float(value)
+
+
+def _fits(wanted: Resources, into: Resources) -> bool:
+    return (
+        wanted.cpu_threads <= into.cpu_threads + _EPSILON
+        and wanted.memory_bytes <= into.memory_bytes
+        and wanted.storage_bytes <= into.storage_bytes
+    )
+
+
+def _bytes(gib: float | None) -> int:
+    return int(gib * GIB) if gib is not None else 0
