@@ -92,7 +92,7 @@ class LinearPricing:
         total = Fraction(self.start)
         for coeff, amount in zip(self.coeffs, usage, strict=True):
             total += Fraction(coeff) * Fraction(usage_decimal(amount))
-        units = math.floor(total * 10**DECIMALS)
+        units: int = math.floor(total * 10**DECIMALS)
         if units > MAX_UNITS:
             raise BadUsage("the cost of this usage is more than any token's supply")
         return units

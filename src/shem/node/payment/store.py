@@ -1,0 +1,575 @@
+"""What the payment service remembers: plain functions over one SQLite connection.
+
+Callers open the transaction (durable: this is money). Amounts are decimal integers in text columns, because 96 bits do
+not fit SQLite's integers; times are microseconds since 1970. Everything is keyed by owner, since one daemon may hold
+both ends of a deal.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+import msgspec
+
+from shem.node.db import Database
+from shem.node.payment.ledger import Account, Allocation, Chain
+from shem.node.payment.lifecycle import LIVE, State
+
+SCHEMA = [
+    """
+create table payment_allocation (
+    allocation_id text primary key, owner text not null, platform text not null, address text not null,
+    total text not null, spent text not null, created_at integer not null, timeout integer,
+    make_deposit integer not null, released integer not null
+);
+create index payment_allocation_active on payment_allocation (owner, released, created_at);
+create table payment_account (
+    owner text not null, agreement_id text not null, role text not null, peer_id text not null,
+    platform text not null, payer text not null, payee text not null, session text,
+    noted text not null, notes_accepted text not null, invoiced text, accepted text not null,
+    scheduled text not null, settled text not null, allocation_id text,
+    primary key (owner, agreement_id)
+) without rowid;
+create index payment_account_allocation on payment_account (allocation_id);
+create table payment_chain (
+    owner text not null, activity_id text not null, agreement_id text not null,
+    requested text not null, accepted text not null, last_note_id text,
+    primary key (owner, activity_id)
+) without rowid;
+create table payment_document (
+    owner text not null, document_id text not null, kind text not null, role text not null,
+    agreement_id text not null, activity_id text, amount text not null, state text not null,
+    payload blob not null, signature blob not null, created_at integer not null, due_at integer,
+    covered_at text, allocation_id text, answer blob, answer_signature blob, failure text,
+    primary key (owner, document_id)
+) without rowid;
+create index payment_document_agreement on payment_document (owner, agreement_id);
+create index payment_document_listed on payment_document (owner, kind, created_at);
+create table payment_event (
+    at integer primary key, owner text not null, kind text not null, role text not null,
+    document_id text not null, type text not null, session text, rejection blob
+);
+create index payment_event_read on payment_event (owner, kind, at);
+create table payment_due (
+    due_id integer primary key, owner text not null, agreement_id text not null, activity_id text,
+    allocation_id text, amount text not null, order_id text
+);
+create index payment_due_order on payment_due (order_id);
+create table payment_order (
+    order_id text primary key, owner text not null, peer_id text not null, platform text not null,
+    payer text not null, payee text not null, amount text not null, state text not null
+);
+create table payment_transfer (
+    owner text not null, payment_id text not null, role text not null, payer_id text not null, payee_id text not null,
+    payer text not null, payee text not null, platform text not null, amount text not null, at integer not null,
+    tx_hash text not null, block_number integer not null, block_hash text not null, parts blob not null,
+    sessions text not null, state text not null, attempts integer not null,
+    primary key (owner, payment_id)
+) without rowid;
+create index payment_transfer_tx on payment_transfer (platform, tx_hash);
+create index payment_transfer_at on payment_transfer (owner, state, at);
+create table payment_outbox (
+    seq integer primary key autoincrement, owner text not null, peer_id text not null, kind text not null,
+    payload blob not null, signature blob not null, document_id text not null, created_at integer not null
+);
+create index payment_outbox_peer on payment_outbox (peer_id, seq);
+""",
+]
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+Kind = Literal["debit-note", "invoice"]
+
+
+def to_us(moment: datetime) -> int:
+    """Microseconds since 1970, exact."""
+    return (moment - EPOCH) // _MICROSECOND
+
+
+def from_us(us: int) -> datetime:
+    """The time of :func:`to_us`."""
+    return EPOCH + timedelta(microseconds=us)
+
+
+class Document(msgspec.Struct, frozen=True, kw_only=True):
+    """A debit note or invoice on one side. ``payload`` is what its issuer signed."""
+
+    owner: str
+    document_id: str
+    kind: Kind
+    role: str
+    agreement_id: str
+    activity_id: str | None
+    amount: int
+    state: State
+    payload: bytes
+    signature: bytes
+    created_at: datetime
+    due_at: datetime | None
+    covered_at: int | None = None
+    """The account's accepted total once this was accepted: settled when that much is."""
+    allocation_id: str | None = None
+    answer: bytes | None = None
+    answer_signature: bytes | None = None
+    failure: str | None = None
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something an agent may want to know. ``at`` is unique and grows."""
+
+    at: datetime
+    owner: str
+    kind: Kind
+    role: str
+    document_id: str
+    type: str
+    session: str | None
+    rejection: bytes | None = None
+
+
+class Due(msgspec.Struct, frozen=True, kw_only=True):
+    """Accepted money that must be ordered."""
+
+    due_id: int
+    owner: str
+    agreement_id: str
+    activity_id: str | None
+    allocation_id: str | None
+    amount: int
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What was given to the driver; ``state`` is ``ordered``, ``settled`` or ``failed``."""
+
+    order_id: str
+    owner: str
+    peer_id: str
+    platform: str
+    payer: str
+    payee: str
+    amount: int
+    state: str
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a transfer pays of one agreement."""
+
+    agreement_id: str
+    amount: str
+    """Base units."""
+    activity_id: str | None = None
+    allocation_id: str | None = None
+
+
+class Transfer(msgspec.Struct, frozen=True, kw_only=True):
+    """Money that moved. ``state``: ``final`` (on our own look at the chain), ``claimed`` (by the payer), ``refuted``."""
+
+    owner: str
+    payment_id: str
+    role: str
+    payer_id: str
+    payee_id: str
+    payer: str
+    payee: str
+    platform: str
+    amount: int
+    at: datetime
+    tx_hash: str
+    block_number: int
+    block_hash: str
+    parts: tuple[Part, ...]
+    sessions: tuple[str, ...]
+    state: str
+    attempts: int = 0
+
+
+class Letter(msgspec.Struct, frozen=True, kw_only=True):
+    """A signed message that waits for its peer."""
+
+    seq: int
+    owner: str
+    peer_id: str
+    kind: str
+    payload: bytes
+    signature: bytes
+    document_id: str
+    created_at: datetime
+
+
+class Store:
+    """Rows in, frozen values out. Nothing here commits."""
+
+    def __init__(self, db: Database) -> None:
+        db.migrate("payment", SCHEMA)
+        self._db = db
+        self._last_us = self._highest_stamp()
+
+    def _run(self, sql: str, *arguments: Any) -> sqlite3.Cursor:
+        return self._db.connection.execute(sql, arguments)
+
+    def _put(self, table: str, row: dict[str, Any]) -> None:
+        names = ", ".join(row)
+        marks = ", ".join("?" * len(row))
+        self._run(f"insert or replace into {table} ({names}) values ({marks})", *row.values())  # noqa: S608  our names
+
+    def _highest_stamp(self) -> int:
+        row = self._run(
+            "select max(coalesce((select max(at) from payment_event), 0), "
+            "coalesce((select max(at) from payment_transfer), 0)) as last"
+        ).fetchone()
+        return int(row["last"])
+
+    def stamp(self, now: datetime) -> datetime:
+        """``now``, moved on where needed so that no two stamps are equal and none goes back, restarts included."""
+        self._last_us = max(to_us(now), self._last_us + 1)
+        return from_us(self._last_us)
+
+    # --- allocations ---
+
+    def save_allocation(self, allocation: Allocation) -> None:
+        """Insert or update."""
+        self._put("payment_allocation", _row(allocation))
+
+    def allocation(self, allocation_id: str, owner: str) -> Allocation | None:
+        """By id, released ones included."""
+        row = self._run(
+            "select * from payment_allocation where allocation_id = ? and owner = ?", allocation_id, owner
+        ).fetchone()
+        return _allocation(row) if row else None
+
+    def active_allocations(self, owner: str) -> list[Allocation]:
+        """All that are not released, oldest first."""
+        rows = self._run(
+            "select * from payment_allocation where owner = ? and released = 0 order by created_at, rowid", owner
+        )
+        return [_allocation(row) for row in rows]
+
+    def expired_allocations(self, now: datetime) -> list[Allocation]:
+        """Not released yet although their time is up; every owner's."""
+        rows = self._run("select * from payment_allocation where released = 0 and timeout <= ?", to_us(now))
+        return [_allocation(row) for row in rows]
+
+    def next_timeout(self) -> datetime | None:
+        """When the next allocation ends by itself."""
+        row = self._run("select min(timeout) as next from payment_allocation where released = 0").fetchone()
+        return None if row["next"] is None else from_us(row["next"])
+
+    # --- accounts and chains ---
+
+    def save_account(self, account: Account) -> None:
+        """Insert or update."""
+        self._put("payment_account", _row(account))
+
+    def account(self, agreement_id: str, owner: str) -> Account | None:
+        """One side's account of an agreement."""
+        row = self._run(
+            "select * from payment_account where owner = ? and agreement_id = ?", owner, agreement_id
+        ).fetchone()
+        return _account(row) if row else None
+
+    def accounts(self, owner: str, platform: str | None = None) -> list[Account]:
+        """All accounts of an owner."""
+        rows = self._run(
+            "select * from payment_account where owner = ? and (? is null or platform = ?)", owner, platform, platform
+        )
+        return [_account(row) for row in rows]
+
+    def unscheduled_of(self, allocation_id: str) -> list[Account]:
+        """Accounts last paid from an allocation that owe more than was ordered."""
+        rows = self._run(
+            "select * from payment_account where allocation_id = ? and accepted <> scheduled", allocation_id
+        )
+        return [_account(row) for row in rows]
+
+    def save_chain(self, chain: Chain) -> None:
+        """Insert or update."""
+        self._put("payment_chain", _row(chain))
+
+    def chain(self, activity_id: str, owner: str) -> Chain | None:
+        """The debit notes of an activity."""
+        row = self._run(
+            "select * from payment_chain where owner = ? and activity_id = ?", owner, activity_id
+        ).fetchone()
+        if row is None:
+            return None
+        values = dict(row)
+        return Chain(**values | {"requested": int(row["requested"]), "accepted": int(row["accepted"])})
+
+    # --- documents ---
+
+    def save_document(self, document: Document) -> None:
+        """Insert or update."""
+        self._put("payment_document", _row(document))
+
+    def document(self, document_id: str, owner: str) -> Document | None:
+        """By id."""
+        row = self._run(
+            "select * from payment_document where owner = ? and document_id = ?", owner, document_id
+        ).fetchone()
+        return _document(row) if row else None
+
+    def documents(self, owner: str, kind: Kind, after: datetime | None, limit: int) -> list[Document]:
+        """Oldest first, created strictly after ``after``."""
+        rows = self._run(
+            "select * from payment_document where owner = ? and kind = ? and created_at > ? "
+            "order by created_at, document_id limit ?",
+            owner,
+            kind,
+            to_us(after) if after else -1,
+            limit,
+        )
+        return [_document(row) for row in rows]
+
+    def of_agreement(self, agreement_id: str, owner: str, state: State | None = None) -> list[Document]:
+        """All documents of an agreement on one side, oldest first."""
+        rows = self._run(
+            "select * from payment_document where owner = ? and agreement_id = ? and (? is null or state = ?) "
+            "order by created_at, document_id",
+            owner,
+            agreement_id,
+            state,
+            state,
+        )
+        return [_document(row) for row in rows]
+
+    def live_notes(self, activity_id: str, agreement_id: str, owner: str) -> list[Document]:
+        """The debit notes of an activity that still ask for their money, lowest first."""
+        notes = [d for d in self.of_agreement(agreement_id, owner) if d.activity_id == activity_id and d.state in LIVE]
+        return sorted(notes, key=lambda note: (note.amount, note.created_at))
+
+    # --- events ---
+
+    def add_event(self, event: Event) -> None:
+        """Append; ``event.at`` comes from :meth:`stamp`."""
+        self._put("payment_event", _row(event))
+
+    def events(
+        self,
+        owner: str,
+        kind: Kind,
+        after: datetime | None,
+        limit: int,
+        session: str | None,
+        wanted: Iterable[tuple[str, str]],
+    ) -> list[Event]:
+        """Strictly after ``after``, oldest first; ``wanted`` are (role, type) pairs."""
+        pairs = list(wanted)
+        if not pairs:
+            return []
+        marks = ", ".join(["(?, ?)"] * len(pairs))
+        rows = self._run(
+            "select * from payment_event where owner = ? and kind = ? and at > ? and (? is null or session = ?) "  # noqa: S608  marks only
+            f"and (role, type) in (values {marks}) order by at limit ?",
+            owner,
+            kind,
+            to_us(after) if after else -1,
+            session,
+            session,
+            *(value for pair in pairs for value in pair),
+            limit,
+        )
+        return [Event(**dict(row) | {"at": from_us(row["at"])}) for row in rows]
+
+    # --- dues and orders ---
+
+    def add_due(self, account: Account, activity_id: str | None, amount: int) -> None:
+        """Accepted money to order soon."""
+        self._run(
+            "insert into payment_due (owner, agreement_id, activity_id, allocation_id, amount) values (?, ?, ?, ?, ?)",
+            account.owner,
+            account.agreement_id,
+            activity_id,
+            account.allocation_id,
+            str(amount),
+        )
+
+    def open_dues(self, limit: int) -> list[Due]:
+        """Those in no order yet, oldest first."""
+        return self._dues("order_id is null order by due_id limit ?", limit)
+
+    def dues_of(self, order_id: str) -> list[Due]:
+        """Those of an order."""
+        return self._dues("order_id = ? order by due_id", order_id)
+
+    def _dues(self, where: str, *arguments: Any) -> list[Due]:
+        columns = "due_id, owner, agreement_id, activity_id, allocation_id, amount"
+        rows = self._run(f"select {columns} from payment_due where {where}", *arguments)  # noqa: S608  our own words
+        return [Due(**dict(row) | {"amount": int(row["amount"])}) for row in rows]
+
+    def assign(self, dues: Sequence[Due], order_id: str | None) -> None:
+        """Put dues into an order, or back."""
+        for due in dues:
+            self._run("update payment_due set order_id = ? where due_id = ?", order_id, due.due_id)
+
+    def save_order(self, order: Order) -> None:
+        """Insert or update."""
+        self._put("payment_order", _row(order))
+
+    def order(self, order_id: str) -> Order | None:
+        """By id."""
+        row = self._run("select * from payment_order where order_id = ?", order_id).fetchone()
+        return Order(**dict(row) | {"amount": int(row["amount"])}) if row else None
+
+    # --- transfers ---
+
+    def save_transfer(self, transfer: Transfer) -> None:
+        """Insert or update."""
+        row = _row(transfer)
+        row["parts"] = msgspec.json.encode(transfer.parts)
+        # Bounded by newlines on both sides, so that a session is found by an exact search.
+        row["sessions"] = "\n" + "".join(f"{session}\n" for session in transfer.sessions)
+        self._put("payment_transfer", row)
+
+    def transfer(self, payment_id: str, owner: str) -> Transfer | None:
+        """By id."""
+        return next(self._transfers("owner = ? and payment_id = ?", owner, payment_id), None)
+
+    def transfers(self, owner: str, after: datetime | None, limit: int, session: str | None = None) -> list[Transfer]:
+        """The final ones, strictly after ``after``, oldest first."""
+        return list(
+            self._transfers(
+                "owner = ? and state = 'final' and at > ? and (? is null or instr(sessions, ?) > 0) "
+                "order by at limit ?",
+                owner,
+                to_us(after) if after else -1,
+                session,
+                f"\n{session}\n",
+                limit,
+            )
+        )
+
+    def claims(self) -> list[Transfer]:
+        """Claimed, and not looked at with success yet; every owner's, oldest first."""
+        return list(self._transfers("state = 'claimed' order by at"))
+
+    def claims_of(self, owner: str, payer_id: str) -> int:
+        """How many open claims one peer has."""
+        row = self._run(
+            "select count(*) as n from payment_transfer where owner = ? and state = 'claimed' and payer_id = ?",
+            owner,
+            payer_id,
+        ).fetchone()
+        return int(row["n"])
+
+    def claimed_on(self, platform: str, tx_hash: str, payer: str, payee: str) -> int:
+        """What final payments of every owner here take already of one transaction between two addresses."""
+        transfers = self._transfers(
+            "platform = ? and tx_hash = ? and state = 'final' and role = 'Provider' and payer = ? and payee = ?",
+            platform,
+            tx_hash,
+            payer,
+            payee,
+        )
+        return sum(transfer.amount for transfer in transfers)
+
+    def _transfers(self, where: str, *arguments: Any) -> Iterator[Transfer]:
+        for row in self._run(f"select * from payment_transfer where {where}", *arguments).fetchall():  # noqa: S608  ours
+            yield Transfer(
+                **dict(row)
+                | {
+                    "amount": int(row["amount"]),
+                    "at": from_us(row["at"]),
+                    "parts": msgspec.json.decode(row["parts"], type=tuple[Part, ...]),
+                    "sessions": tuple(row["sessions"].split("\n")[1:-1]),
+                }
+            )
+
+    # --- outbox ---
+
+    def post(
+        self, owner: str, peer_id: str, kind: str, payload: bytes, signature: bytes, document_id: str, now: datetime
+    ) -> None:
+        """Queue a signed message."""
+        self._run(
+            "insert into payment_outbox (owner, peer_id, kind, payload, signature, document_id, created_at) "
+            "values (?, ?, ?, ?, ?, ?, ?)",
+            owner,
+            peer_id,
+            kind,
+            payload,
+            signature,
+            document_id,
+            to_us(now),
+        )
+
+    def letters(self, peer_id: str, limit: int) -> list[Letter]:
+        """The oldest messages for a peer."""
+        rows = self._run("select * from payment_outbox where peer_id = ? order by seq limit ?", peer_id, limit)
+        return [Letter(**dict(row) | {"created_at": from_us(row["created_at"])}) for row in rows]
+
+    def is_posted(self, owner: str, kind: str, document_id: str, peer_id: str) -> bool:
+        """True while such a message waits."""
+        row = self._run(
+            "select 1 from payment_outbox where peer_id = ? and owner = ? and kind = ? and document_id = ? limit 1",
+            peer_id,
+            owner,
+            kind,
+            document_id,
+        ).fetchone()
+        return row is not None
+
+    def addressees(self) -> list[str]:
+        """Peers with waiting messages."""
+        return [row["peer_id"] for row in self._run("select distinct peer_id from payment_outbox")]
+
+    def drop_letter(self, seq: int) -> None:
+        """Delivered, refused for good, or too old."""
+        self._run("delete from payment_outbox where seq = ?", seq)
+
+
+_BIG = frozenset(
+    {"total", "spent", "noted", "notes_accepted", "invoiced", "accepted", "scheduled", "settled", "requested"}
+    | {"amount", "covered_at"}
+)
+
+
+def _row(value: msgspec.Struct) -> dict[str, Any]:
+    """Columns of a frozen value: times as microseconds, money as text."""
+    row = msgspec.structs.asdict(value)
+    for name, cell in row.items():
+        if isinstance(cell, datetime):
+            row[name] = to_us(cell)
+        elif name in _BIG and cell is not None:
+            row[name] = str(cell)
+        elif isinstance(cell, bool):
+            row[name] = int(cell)
+        elif isinstance(cell, State):
+            row[name] = str(cell)
+    return row
+
+
+def _allocation(row: sqlite3.Row) -> Allocation:
+    return Allocation(
+        **dict(row)
+        | {
+            "total": int(row["total"]),
+            "spent": int(row["spent"]),
+            "created_at": from_us(row["created_at"]),
+            "timeout": None if row["timeout"] is None else from_us(row["timeout"]),
+            "make_deposit": bool(row["make_deposit"]),
+            "released": bool(row["released"]),
+        }
+    )
+
+
+def _account(row: sqlite3.Row) -> Account:
+    numbers = {name: int(row[name]) for name in ("noted", "notes_accepted", "accepted", "scheduled", "settled")}
+    invoiced = None if row["invoiced"] is None else int(row["invoiced"])
+    return Account(**dict(row) | numbers | {"invoiced": invoiced})
+
+
+def _document(row: sqlite3.Row) -> Document:
+    return Document(
+        **dict(row)
+        | {
+            "amount": int(row["amount"]),
+            "state": State(row["state"]),
+            "created_at": from_us(row["created_at"]),
+            "due_at": None if row["due_at"] is None else from_us(row["due_at"]),
+            "covered_at": None if row["covered_at"] is None else int(row["covered_at"]),
+        }
+    )
