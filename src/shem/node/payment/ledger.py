@@ -26,6 +26,15 @@ from shem.terms.pricing import LinearPricing
 TOLERANCE_UNITS = 1000
 """Base units by which another implementation's rounding of price × usage may exceed ours."""
 
+MAX_NOTES = 50_000
+"""Debit notes of one activity: one every two minutes for two months."""
+
+
+class TooManyNotes(Refused):
+    """An activity has no need of that many."""
+
+    default_code = "too_many_notes"
+
 
 class Lowered(Refused):
     """Totals only grow."""
@@ -138,6 +147,8 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
     requested: int = 0
     accepted: int = 0
     last_note_id: str | None = None
+    notes: int = 0
+    """How many there were."""
 
 
 # --- requests --------------------------------------------------------------------------------------------------------
@@ -145,6 +156,8 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
 
 def add_note(account: Account, chain: Chain, note_id: str, total: int) -> tuple[Account, Chain]:
     """A debit note asks for ``total`` for its activity so far."""
+    if chain.notes >= MAX_NOTES:
+        raise TooManyNotes(f"activity {chain.activity_id} has {MAX_NOTES} debit notes already")
     if total < chain.requested:
         raise Lowered(
             "Requested amount for activity cannot be lowered. "
@@ -157,7 +170,7 @@ def add_note(account: Account, chain: Chain, note_id: str, total: int) -> tuple[
         )
     return (
         msgspec.structs.replace(account, noted=noted),
-        msgspec.structs.replace(chain, requested=total, last_note_id=note_id),
+        msgspec.structs.replace(chain, requested=total, last_note_id=note_id, notes=chain.notes + 1),
     )
 
 

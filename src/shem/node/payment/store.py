@@ -36,7 +36,7 @@ create table payment_account (
 create index payment_account_allocation on payment_account (allocation_id);
 create table payment_chain (
     owner text not null, activity_id text not null, agreement_id text not null,
-    requested text not null, accepted text not null, last_note_id text,
+    requested text not null, accepted text not null, last_note_id text, notes integer not null,
     primary key (owner, activity_id)
 ) without rowid;
 create table payment_document (
@@ -46,7 +46,7 @@ create table payment_document (
     covered_at text, allocation_id text, answer blob, answer_signature blob, failure text,
     primary key (owner, document_id)
 ) without rowid;
-create index payment_document_agreement on payment_document (owner, agreement_id);
+create index payment_document_agreement on payment_document (owner, agreement_id, state);
 create index payment_document_listed on payment_document (owner, kind, created_at);
 create table payment_event (
     at integer primary key, owner text not null, kind text not null, role text not null,
@@ -55,7 +55,7 @@ create table payment_event (
 create index payment_event_read on payment_event (owner, kind, at);
 create table payment_due (
     due_id integer primary key, owner text not null, agreement_id text not null, activity_id text,
-    allocation_id text, amount text not null, order_id text
+    allocation_id text, amount text not null, order_id text, attempts integer not null, not_before integer not null
 );
 create index payment_due_order on payment_due (order_id);
 create table payment_order (
@@ -140,6 +140,8 @@ class Due(msgspec.Struct, frozen=True, kw_only=True):
     activity_id: str | None
     allocation_id: str | None
     amount: int
+    attempts: int
+    """Orders for it that failed."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,7 +168,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Transfer(msgspec.Struct, frozen=True, kw_only=True):
-    """Money that moved. ``state``: ``final`` (on our own look at the chain), ``claimed`` (by the payer), ``refuted``."""
+    """Money that moved. ``state``: ``claimed`` (by the payer), ``final`` (by our own look at the chain), ``refuted``."""
 
     owner: str
     payment_id: str
@@ -324,15 +326,26 @@ class Store:
         )
         return [_document(row) for row in rows]
 
-    def of_agreement(self, agreement_id: str, owner: str, state: State | None = None) -> list[Document]:
+    def of_agreement(self, agreement_id: str, owner: str) -> list[Document]:
         """All documents of an agreement on one side, oldest first."""
         rows = self._run(
-            "select * from payment_document where owner = ? and agreement_id = ? and (? is null or state = ?) "
-            "order by created_at, document_id",
+            "select * from payment_document where owner = ? and agreement_id = ? order by created_at, document_id",
             owner,
             agreement_id,
-            state,
-            state,
+        )
+        return [_document(row) for row in rows]
+
+    def covered(self, account: Account) -> list[Document]:
+        """Accepted documents of an agreement that what is settled covers, oldest first."""
+        settled = str(account.settled)
+        rows = self._run(
+            "select * from payment_document where owner = ? and agreement_id = ? and state = 'ACCEPTED' "
+            # Decimal integers in text compare by length first.
+            "and (length(covered_at), covered_at) <= (?, ?) order by created_at, document_id",
+            account.owner,
+            account.agreement_id,
+            len(settled),
+            settled,
         )
         return [_document(row) for row in rows]
 
@@ -379,7 +392,8 @@ class Store:
     def add_due(self, account: Account, activity_id: str | None, amount: int) -> None:
         """Accepted money to order soon."""
         self._run(
-            "insert into payment_due (owner, agreement_id, activity_id, allocation_id, amount) values (?, ?, ?, ?, ?)",
+            "insert into payment_due (owner, agreement_id, activity_id, allocation_id, amount, attempts, not_before) "
+            "values (?, ?, ?, ?, ?, 0, 0)",
             account.owner,
             account.agreement_id,
             activity_id,
@@ -387,23 +401,36 @@ class Store:
             str(amount),
         )
 
-    def open_dues(self, limit: int) -> list[Due]:
-        """Those in no order yet, oldest first."""
-        return self._dues("order_id is null order by due_id limit ?", limit)
+    def open_dues(self, now: datetime, limit: int) -> list[Due]:
+        """Those in no order that may be ordered now, oldest first."""
+        return self._dues("order_id is null and not_before <= ? order by due_id limit ?", to_us(now), limit)
+
+    def next_due(self) -> datetime | None:
+        """When the next due that waits may be ordered."""
+        row = self._run("select min(not_before) as next from payment_due where order_id is null").fetchone()
+        return None if row["next"] is None else from_us(row["next"])
 
     def dues_of(self, order_id: str) -> list[Due]:
         """Those of an order."""
         return self._dues("order_id = ? order by due_id", order_id)
 
     def _dues(self, where: str, *arguments: Any) -> list[Due]:
-        columns = "due_id, owner, agreement_id, activity_id, allocation_id, amount"
+        columns = "due_id, owner, agreement_id, activity_id, allocation_id, amount, attempts"
         rows = self._run(f"select {columns} from payment_due where {where}", *arguments)  # noqa: S608  our own words
         return [Due(**dict(row) | {"amount": int(row["amount"])}) for row in rows]
 
-    def assign(self, dues: Sequence[Due], order_id: str | None) -> None:
-        """Put dues into an order, or back."""
+    def assign(self, dues: Sequence[Due], order_id: str) -> None:
+        """Put dues into an order."""
         for due in dues:
             self._run("update payment_due set order_id = ? where due_id = ?", order_id, due.due_id)
+
+    def take_back(self, due: Due, not_before: datetime) -> None:
+        """The order failed for good: another may be made from ``not_before`` on."""
+        self._run(
+            "update payment_due set order_id = null, attempts = attempts + 1, not_before = ? where due_id = ?",
+            to_us(not_before),
+            due.due_id,
+        )
 
     def save_order(self, order: Order) -> None:
         """Insert or update."""
