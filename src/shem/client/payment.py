@@ -1,0 +1,234 @@
+"""Typed calls of the payment API: one method per endpoint, for both roles, and our own additions to it.
+
+Amounts are decimal strings. Event methods are long polls: ``timeout_s`` is how long the node may hold the answer, an
+empty list means nothing came, and nothing is consumed by reading: pass the last ``event_date`` as ``after`` (strictly
+after) to go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Literal, TypeVar
+
+from shem.client.http import ApiClient
+from shem.wire import payment as wire
+from shem.wire.base import utc
+
+_T = TypeVar("_T")
+
+_ROOT = "/payment-api/v1"
+_OURS = "/shem-api/v1"
+_SPARE_S = 15.0
+"""What a long poll may take beyond its own timeout before the node counts as unreachable."""
+
+
+class PaymentApi:
+    """The money of one node, for the identity of the client's key.
+
+    Errors are those of :class:`~shem.client.http.ApiClient`: ``NotFound`` for what is not there, ``Gone`` for a released
+    allocation, ``Conflict`` for the wrong moment, ``MoneyShort`` when funds or an allocation do not suffice, ``Refused``,
+    ``PeerFailed`` when the other node does not answer (it will be told when it does).
+    """
+
+    def __init__(self, http: ApiClient) -> None:
+        self._http = http
+
+    # allocations
+
+    async def create_allocation(self, allocation: wire.NewAllocation) -> wire.Allocation:
+        """Set money aside. ``MoneyShort`` when the account does not hold it beside what is reserved."""
+        return await self._http.call("POST", f"{_ROOT}/allocations", json=allocation, into=wire.Allocation)
+
+    async def allocations(
+        self, *, after: datetime | None = None, max_items: int | None = None
+    ) -> list[wire.Allocation]:
+        """Those that are not released, oldest first."""
+        params = {"afterTimestamp": _time(after), "maxItems": max_items}
+        return await self._http.call("GET", f"{_ROOT}/allocations", params=params, into=list[wire.Allocation])
+
+    async def allocation(self, allocation_id: str) -> wire.Allocation:
+        """One; ``NotFound`` after its release."""
+        return await self._http.call("GET", f"{_ROOT}/allocations/{allocation_id}", into=wire.Allocation)
+
+    async def amend_allocation(self, allocation_id: str, change: wire.AllocationChange) -> wire.Allocation:
+        """Another total or time-out."""
+        path = f"{_ROOT}/allocations/{allocation_id}"
+        return await self._http.call("PUT", path, json=change, into=wire.Allocation)
+
+    async def release_allocation(self, allocation_id: str) -> None:
+        """Set nothing aside any more; ``Gone`` the second time. What is spent stays owed."""
+        await self._http.call("DELETE", f"{_ROOT}/allocations/{allocation_id}")
+
+    async def demand_decorations(self, allocation_ids: Sequence[str]) -> wire.Decorations:
+        """What these allocations add to a demand."""
+        params = {"allocationIds": ",".join(allocation_ids)}
+        return await self._http.call("GET", f"{_ROOT}/demandDecorations", params=params, into=wire.Decorations)
+
+    async def requestor_accounts(self) -> list[wire.Account]:
+        """Where this node can pay from; the default platform first."""
+        return await self._http.call("GET", f"{_ROOT}/requestorAccounts", into=list[wire.Account])
+
+    async def provider_accounts(self) -> list[wire.Account]:
+        """Where this node can be paid; the default platform first."""
+        return await self._http.call("GET", f"{_ROOT}/providerAccounts", into=list[wire.Account])
+
+    # debit notes
+
+    async def issue_debit_note(self, note: wire.NewDebitNote) -> wire.DebitNote:
+        """As provider: the running total of an activity. Then :meth:`send_debit_note`."""
+        return await self._http.call("POST", f"{_ROOT}/debitNotes", json=note, into=wire.DebitNote)
+
+    async def send_debit_note(self, debit_note_id: str, *, timeout_s: float = 10.0) -> None:
+        """As provider. ``PeerFailed`` when the requestor did not answer in time (sending goes on); ``Refused`` when its
+        node will not take the note (which is then ``FAILED``). Sending again is harmless."""
+        await self._send(f"/debitNotes/{debit_note_id}/send", timeout_s)
+
+    async def debit_notes(self, *, after: datetime | None = None, max_items: int | None = None) -> list[wire.DebitNote]:
+        """Both roles', oldest first."""
+        params = {"afterTimestamp": _time(after), "maxItems": max_items}
+        return await self._http.call("GET", f"{_ROOT}/debitNotes", params=params, into=list[wire.DebitNote])
+
+    async def debit_note(self, debit_note_id: str) -> wire.DebitNote:
+        """One."""
+        return await self._http.call("GET", f"{_ROOT}/debitNotes/{debit_note_id}", into=wire.DebitNote)
+
+    async def accept_debit_note(self, debit_note_id: str, acceptance: wire.Acceptance) -> None:
+        """As requestor, at exactly the amount asked. Again is harmless."""
+        await self._http.call("POST", f"{_ROOT}/debitNotes/{debit_note_id}/accept", json=acceptance)
+
+    async def debit_note_events(
+        self,
+        *,
+        after: datetime | None = None,
+        app_session_id: str | None = None,
+        timeout_s: float = 5.0,
+        max_events: int | None = None,
+        requestor_events: Iterable[str] | None = None,
+        provider_events: Iterable[str] | None = None,
+    ) -> list[wire.DebitNoteEvent]:
+        """``requestor_events``/``provider_events``: which (``RECEIVED``, ``ACCEPTED`` …) for documents of that role."""
+        headers = _wanted(requestor_events, provider_events)
+        path = f"{_ROOT}/debitNoteEvents"
+        return await self._poll(path, after, app_session_id, timeout_s, max_events, headers, list[wire.DebitNoteEvent])
+
+    # invoices
+
+    async def issue_invoice(self, invoice: wire.NewInvoice) -> wire.Invoice:
+        """As provider: the final sum of an agreement. Then :meth:`send_invoice`."""
+        return await self._http.call("POST", f"{_ROOT}/invoices", json=invoice, into=wire.Invoice)
+
+    async def send_invoice(self, invoice_id: str, *, timeout_s: float = 10.0) -> None:
+        """As :meth:`send_debit_note`."""
+        await self._send(f"/invoices/{invoice_id}/send", timeout_s)
+
+    async def cancel_invoice(self, invoice_id: str, *, timeout_s: float = 10.0) -> None:
+        """As provider; ``Conflict`` once it is accepted."""
+        await self._send(f"/invoices/{invoice_id}/cancel", timeout_s)
+
+    async def invoices(self, *, after: datetime | None = None, max_items: int | None = None) -> list[wire.Invoice]:
+        """Both roles', oldest first."""
+        params = {"afterTimestamp": _time(after), "maxItems": max_items}
+        return await self._http.call("GET", f"{_ROOT}/invoices", params=params, into=list[wire.Invoice])
+
+    async def invoice(self, invoice_id: str) -> wire.Invoice:
+        """One."""
+        return await self._http.call("GET", f"{_ROOT}/invoices/{invoice_id}", into=wire.Invoice)
+
+    async def accept_invoice(self, invoice_id: str, acceptance: wire.Acceptance) -> None:
+        """As requestor, at exactly the amount asked. Again is harmless."""
+        await self._http.call("POST", f"{_ROOT}/invoices/{invoice_id}/accept", json=acceptance)
+
+    async def reject_invoice(self, invoice_id: str, rejection: wire.Rejection) -> None:
+        """As requestor; the provider hears why."""
+        await self._http.call("POST", f"{_ROOT}/invoices/{invoice_id}/reject", json=rejection)
+
+    async def invoice_events(
+        self,
+        *,
+        after: datetime | None = None,
+        app_session_id: str | None = None,
+        timeout_s: float = 5.0,
+        max_events: int | None = None,
+        requestor_events: Iterable[str] | None = None,
+        provider_events: Iterable[str] | None = None,
+    ) -> list[wire.InvoiceEvent]:
+        """As :meth:`debit_note_events`."""
+        headers = _wanted(requestor_events, provider_events)
+        path = f"{_ROOT}/invoiceEvents"
+        return await self._poll(path, after, app_session_id, timeout_s, max_events, headers, list[wire.InvoiceEvent])
+
+    # payments
+
+    async def payments(
+        self,
+        *,
+        after: datetime | None = None,
+        app_session_id: str | None = None,
+        timeout_s: float = 5.0,
+        max_events: int | None = None,
+    ) -> list[wire.Payment]:
+        """Transfers that settled, both roles', oldest first. A long poll."""
+        return await self._poll(
+            f"{_ROOT}/payments", after, app_session_id, timeout_s, max_events, {}, list[wire.Payment]
+        )
+
+    async def driver_status(self) -> list[wire.DriverStatus]:
+        """Why payments wait; empty when none does."""
+        return await self._http.call("GET", f"{_ROOT}/payments/status", into=list[wire.DriverStatus])
+
+    async def settlements(
+        self,
+        *,
+        after: datetime | None = None,
+        app_session_id: str | None = None,
+        timeout_s: float = 5.0,
+        max_events: int | None = None,
+    ) -> list[wire.Settlement]:
+        """:meth:`payments` with their places on the chain. A long poll."""
+        path = f"{_OURS}/settlements"
+        return await self._poll(path, after, app_session_id, timeout_s, max_events, {}, list[wire.Settlement])
+
+    async def status(self) -> list[wire.PlatformStatus]:
+        """Every platform's money at a glance."""
+        return await self._http.call("GET", f"{_OURS}/payment/status", into=list[wire.PlatformStatus])
+
+    async def audit(self, kind: Literal["debitNotes", "invoices"], document_id: str) -> wire.Audit:
+        """What the node knows about a received document, before it is accepted."""
+        return await self._http.call("GET", f"{_OURS}/payment/{kind}/{document_id}/audit", into=wire.Audit)
+
+    async def _send(self, path: str, timeout_s: float) -> None:
+        await self._http.call("POST", _ROOT + path, params={"timeout": timeout_s}, timeout_s=timeout_s + _SPARE_S)
+
+    async def _poll(
+        self,
+        path: str,
+        after: datetime | None,
+        app_session_id: str | None,
+        timeout_s: float,
+        max_events: int | None,
+        headers: dict[str, str],
+        into: type[_T],
+    ) -> _T:
+        params = {
+            "timeout": timeout_s,
+            "afterTimestamp": _time(after),
+            "maxEvents": max_events,
+            "appSessionId": app_session_id,
+        }
+        return await self._http.call(
+            "GET", path, params=params, headers=headers, timeout_s=timeout_s + _SPARE_S, into=into
+        )
+
+
+def _time(moment: datetime | None) -> str | None:
+    return None if moment is None else utc(moment).isoformat().replace("+00:00", "Z")
+
+
+def _wanted(requestor: Iterable[str] | None, provider: Iterable[str] | None) -> dict[str, str]:
+    headers = {}
+    if requestor is not None:
+        headers["X-Requestor-Events"] = ",".join(requestor)
+    if provider is not None:
+        headers["X-Provider-Events"] = ",".join(provider)
+    return headers
