@@ -1,3 +1,22 @@
-"""Shem: a decentralised marketplace for compute."""
+"""Shem: a decentralised marketplace for compute.
+
+``from shem import Golem`` is the requestor's way in; names load when they are first used, so that ``import shem`` is cheap.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shem.sdk import CommandFailed, Golem, Need, Rental, Result, TaskFailed
 
 __version__ = "0.1.0"
+__all__ = ["CommandFailed", "Golem", "Need", "Rental", "Result", "TaskFailed", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from shem import sdk
+
+        return getattr(sdk, name)
+    raise AttributeError(f"module 'shem' has no attribute {name!r}")

@@ -1,0 +1,67 @@
+"""The command line: one noun for each file, loaded when it is used.
+
+Exit status: 0 done; 1 something failed that has no number of its own; 2 the request is wrong; 3 another node (or ours) did not
+answer; 4 money is short; 5 the work itself failed; 6 the configuration is wrong; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from shem import errors
+
+EXIT = [
+    (errors.MoneyShort, 4),
+    (errors.WorkFailed, 5),
+    (errors.Misconfigured, 6),
+    (errors.PeerFailed, 3),
+    (errors.Refused, 2),
+]
+
+
+def main() -> None:
+    """Entry point of ``shem``."""
+    from shem.cli.app import app
+
+    try:
+        app(standalone_mode=True)
+    except errors.ShemError as error:
+        sys.exit(report(error))
+    except ExceptionGroup as group:
+        found = group.subgroup(errors.ShemError)
+        if found is None:
+            raise
+        sys.exit(report(_first(found)))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def report(error: BaseException) -> int:
+    """Say what happened and what to do now; the exit status for it."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    message = error.message if isinstance(error, errors.ShemError) else str(error)
+    console.print(Text("error: ", style="bold red") + Text(message))
+    if isinstance(error, errors.ShemError):
+        if error.hint:
+            console.print(Text("  → ", style="bold") + Text(error.hint))
+        console.print(Text(f"  code: {error.code}", style="dim"))
+    return exit_status(error)
+
+
+def exit_status(error: BaseException) -> int:
+    """Which number an error ends the program with."""
+    from shem.sdk.types import CommandFailed
+
+    if isinstance(error, CommandFailed):
+        return 5
+    return next((status for kind, status in EXIT if isinstance(error, kind)), 1)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -6,6 +6,7 @@ GET is retried on a lost connection (it changes nothing); nothing else is: only 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Any, TypeVar, overload
@@ -29,6 +30,8 @@ _KINDS: dict[int, type[errors.ShemError]] = {
     504: errors.PeerFailed,
 }
 _RETRIES = 3
+_RECONNECT_S = 0.1
+"""Between two tries at a node that refuses connections: they cost nothing on the same machine."""
 
 
 class NodeUnreachable(errors.PeerFailed):
@@ -38,11 +41,16 @@ class NodeUnreachable(errors.PeerFailed):
 
 
 class ApiClient:
-    """One node, one app key. An async context manager; safe for any number of concurrent calls."""
+    """One node, one app key. An async context manager; safe for any number of concurrent calls.
 
-    def __init__(self, base_url: str, app_key: str) -> None:
+    ``patience_s``: how long calls wait for a node that refuses connections (it restarts). Nothing has been sent then, so
+    any call may be made again.
+    """
+
+    def __init__(self, base_url: str, app_key: str, *, patience_s: float = 0.0) -> None:
         self.base_url = base_url.rstrip("/")
         self._app_key = app_key
+        self._patience_s = patience_s
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> ApiClient:
@@ -118,21 +126,27 @@ class ApiClient:
         if json is not ...:
             body = encode(json)
             sent["Content-Type"] = "application/json"
-        attempt = 0
+        attempt, patience_ends = 0, time.monotonic() + self._patience_s
         while True:
             attempt += 1
             try:
-                async with asyncio.timeout(timeout_s):
-                    async with self.session.request(
-                        method, self.url(path), params=query, data=body, headers=sent
-                    ) as answer:
-                        return self._decode(answer.status, await answer.read(), into)
+                async with (
+                    asyncio.timeout(timeout_s),
+                    self.session.request(method, self.url(path), params=query, data=body, headers=sent) as answer,
+                ):
+                    return self._decode(answer.status, await answer.read(), into)
+            except aiohttp.ClientConnectorError as error:
+                if time.monotonic() > patience_ends:
+                    raise self._unreachable(error) from error
+                await asyncio.sleep(_RECONNECT_S)
             except aiohttp.ClientError as error:
-                if method == "GET" and attempt < _RETRIES and not isinstance(error, aiohttp.ClientConnectorError):
-                    continue
-                raise NodeUnreachable(
-                    f"no answer from the node at {self.base_url}: {error}", hint="is it running? see 'shem node run'"
-                ) from error
+                if method != "GET" or attempt >= _RETRIES:
+                    raise self._unreachable(error) from error
+
+    def _unreachable(self, error: aiohttp.ClientError) -> NodeUnreachable:
+        return NodeUnreachable(
+            f"no answer from the node at {self.base_url}: {error}", hint="is it running? see 'shem node run'"
+        )
 
     async def events(
         self, path: str, *, params: Mapping[str, Any] | None = None, idle_timeout_s: float = 60.0

@@ -1,0 +1,5 @@
+"""``python -m shem`` is ``shem``."""
+
+from shem.cli import main
+
+main()

@@ -1,0 +1,109 @@
+"""``shem demo``: the main job, end to end, on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from shem.errors import ShemError
+
+PROGRAM = Path("render") / "render.py"
+
+
+class DemoFailed(ShemError):
+    """The requestor program did not end well; what it said stands above."""
+
+    default_code = "demo_failed"
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the picture goes; the network's data is kept beside it.")] = Path(
+        "out"
+    ),
+    providers: Annotated[int, typer.Option(min=1, max=16, help="How many providers.")] = 3,
+    driver: Annotated[str, typer.Option(help="Sandbox technology: auto, bwrap or oci.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
+) -> None:
+    """Bring a network up, rent its providers, render an animation in a docker image, pay for it."""
+    told = asyncio.run(_demo(out.resolve(), providers, driver, Console(stderr=True, quiet=as_json)))
+    if as_json:
+        print(json.dumps(told))
+        return
+    typer.echo(
+        f"{told['tasks']} frames from {told['providers']} providers in {told['seconds']} s, paid {told['paid']} tGLM."
+    )
+    typer.echo(f"The picture: {told['output']}")
+
+
+async def _demo(out: Path, providers: int, driver: str, console: Console) -> dict[str, Any]:
+    from shem.testing.devnet import Devnet, wipe
+    from shem.testing.render_image import build_render_image
+
+    def step(text: str) -> AbstractContextManager[object]:
+        return console.status(text) if console.is_terminal and not console.quiet else nullcontext(console.print(text))
+
+    out.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
+    with step("building the image (the first time it takes a minute) …"):
+        image = await asyncio.to_thread(
+            build_render_image, out / "image", lambda line: console.print(line, style="dim")
+        )
+    console.print(f"image ready after {time.monotonic() - begun:.1f} s")
+    begun = time.monotonic()
+    root = out / "network"
+    wipe(root)
+    with step(f"starting a chain, a requestor node and {providers} providers …"):
+        net = await Devnet(root, providers=providers, driver=driver).__aenter__()
+    try:
+        console.print(f"network ready after {time.monotonic() - begun:.1f} s")
+        report = await _run_program(net.env, image, out, quiet=console.quiet)
+    finally:
+        await net.stop()
+    return {
+        **{key: report[key] for key in ("tasks", "providers", "seconds", "first_stdout_s", "cost", "paid", "settled")},
+        "output": str(out / "animation.png"),
+    }
+
+
+async def _run_program(env: dict[str, str], image: Path, out: Path, *, quiet: bool) -> dict[str, Any]:
+    """Run the program of the README as its user would: a process of its own with two variables set."""
+    report = out / "report.json"
+    report.unlink(missing_ok=True)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(examples() / PROGRAM),
+        str(image),
+        str(out),
+        env={**os.environ, **env, "SHEM_REPORT": str(report)},
+        stdout=sys.stderr,
+        stderr=asyncio.subprocess.PIPE if quiet else None,
+    )
+    try:
+        _, said = await process.communicate()
+    except BaseException:
+        # Ctrl-C reached it as well: let it give back what it has rented
+        await process.wait()
+        raise
+    if process.returncode:
+        if said:
+            sys.stderr.write(said.decode("utf-8", "replace"))
+        raise DemoFailed(f"the requestor program ended with status {process.returncode}")
+    told: dict[str, Any] = json.loads(report.read_text())
+    return told
+
+
+def examples() -> Path:
+    """The examples: inside an installed package, or at the top of a checkout."""
+    import shem
+
+    inside = Path(shem.__file__).parent / "examples"
+    return inside if inside.exists() else Path(shem.__file__).parents[2] / "examples"

@@ -1,0 +1,51 @@
+"""``shem devnet``: a whole network on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="A whole network on this machine, for tests and tutorials.", no_args_is_help=True)
+
+
+@app.command()
+def run(
+    providers: Annotated[int, typer.Option(min=1, max=32, help="How many providers.")] = 3,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Keep everybody's data here; default: a temporary directory.")
+    ] = None,
+    driver: Annotated[str, typer.Option(help="Sandbox technology: auto, bwrap or oci.")] = "auto",
+    env_file: Annotated[
+        Path | None, typer.Option(help="Write YAGNA_API_URL and YAGNA_APPKEY lines for programs to read.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line when ready.")] = False,
+) -> None:
+    """Run a chain, a requestor node and providers, until Ctrl-C."""
+    with tempfile.TemporaryDirectory(prefix="shem-devnet-") as scratch:
+        asyncio.run(_serve(data_dir or Path(scratch), providers, driver, env_file, as_json))
+
+
+async def _serve(root: Path, providers: int, driver: str, env_file: Path | None, as_json: bool) -> None:
+    from shem.testing.devnet import Devnet
+
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ended.set)
+    async with Devnet(root, providers=providers, driver=driver) as net:
+        if env_file is not None:
+            env_file.write_text("".join(f"{name}={value}\n" for name, value in net.env.items()))
+        if as_json:
+            print(json.dumps(net.as_dict()), flush=True)
+        else:
+            typer.echo("the network runs; point programs at it with:")
+            for name, value in net.env.items():
+                typer.echo(f"  export {name}={value}")
+            typer.echo("Ctrl-C ends it.")
+        await ended.wait()

@@ -1,0 +1,63 @@
+"""``shem payment``: the money."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import typer
+
+from shem.cli.common import ApiUrl, AppKey, Json, credentials
+
+app = typer.Typer(help="The money: what is there, what is owed, what was paid.", no_args_is_help=True)
+
+
+@app.command()
+def status(api_url: ApiUrl = None, app_key: AppKey = None, as_json: Json = False) -> None:
+    """Balances, and what came in and went out, on each platform."""
+    url, key = credentials(api_url, app_key)
+
+    async def ask() -> tuple[Any, Any]:
+        from shem.client.http import ApiClient
+
+        async with ApiClient(url, key) as http:
+            platforms = await http.call("GET", "/shem-api/v1/payment/status", timeout_s=20)
+            problems = await http.call("GET", "/payment-api/v1/payments/status", timeout_s=20)
+            return platforms, problems
+
+    platforms, problems = asyncio.run(ask())
+    if as_json:
+        print(json.dumps({"platforms": platforms, "problems": problems}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Payment", title_justify="left")
+    for heading in ("platform", "balance", "reserved", "to pay", "paid", "to receive", "received", "gas"):
+        table.add_column(heading, justify="left" if heading == "platform" else "right")
+    for p in platforms:
+        out, into = p["outgoing"], p["incoming"]
+        table.add_row(
+            p["platform"],
+            f"{p.get('amount', '?')} {p['token']}",
+            p["reserved"],
+            _open(out),
+            out["confirmed"]["totalAmount"],
+            _open(into),
+            into["confirmed"]["totalAmount"],
+            (p.get("gas") or {}).get("balance", "–"),
+        )
+    console = Console()
+    console.print(table)
+    for p in platforms:
+        if p.get("error"):
+            console.print(f"{p['platform']}: {p['error']}", style="yellow", markup=False)
+    for problem in problems:
+        console.print(f"{problem.get('kind')}: {problem.get('message')}", style="yellow", markup=False)
+
+
+def _open(flow: dict[str, Any]) -> str:
+    from shem.terms.amounts import format_amount, parse_amount
+
+    return format_amount(parse_amount(flow["accepted"]["totalAmount"]) - parse_amount(flow["confirmed"]["totalAmount"]))

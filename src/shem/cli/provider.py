@@ -1,0 +1,73 @@
+"""``shem provider``: earn with this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shem.cli.common import ApiUrl, AppKey, credentials
+from shem.cli.node import _run
+from shem.node.config import default_data_dir
+
+app = typer.Typer(help="The provider agent: offer this machine and be paid for its work.", no_args_is_help=True)
+
+
+@app.command()
+def run(
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where the agent keeps its presets, images and sandboxes.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What requestors see.")] = None,
+    driver: Annotated[str | None, typer.Option(help="Sandbox technology: auto, bwrap or oci.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Where images are unpacked.")] = None,
+    price_start: Annotated[str | None, typer.Option(help="Tokens for each agreement.")] = None,
+    price_hourly: Annotated[str | None, typer.Option(help="Tokens for each hour.")] = None,
+    price_cpu_hourly: Annotated[str | None, typer.Option(help="Tokens for each hour of a busy thread.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads to offer; default all.")] = None,
+    memory_gib: Annotated[float | None, typer.Option(help="Memory to offer; default most of it.")] = None,
+    storage_gib: Annotated[float | None, typer.Option(help="Disk to offer.")] = None,
+    share: Annotated[
+        int, typer.Option(help="This machine is shared by so many agents: offer that part of it.", hidden=True)
+    ] = 1,
+    default_registry: Annotated[str | None, typer.Option(help="Registry for short image names.")] = None,
+    insecure_registry: Annotated[
+        list[str] | None, typer.Option(help="Registry spoken to without TLS; repeatable.")
+    ] = None,
+    api_url: ApiUrl = None,
+    app_key: AppKey = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line when the offer is published.")] = False,
+) -> None:
+    """Offer this machine, until Ctrl-C or SIGTERM: then running agreements are ended and billed."""
+    from shem.provider.agent import run_provider
+    from shem.provider.config import load_provider_config
+
+    url, key = credentials(api_url, app_key)
+    config = load_provider_config(
+        data_dir or Path(os.environ.get("SHEM_PROVIDER_DIR") or default_data_dir() / "provider"),
+        {
+            "name": name,
+            "driver": driver,
+            "images_dir": images,
+            "price_start": price_start,
+            "price_hourly": price_hourly,
+            "price_cpu_hourly": price_cpu_hourly,
+            "threads": threads,
+            "memory_gib": memory_gib,
+            "storage_gib": storage_gib,
+            "share": share,
+            "default_registry": default_registry,
+            "insecure_registries": tuple(insecure_registry) if insecure_registry else None,
+        },
+    )
+
+    def ready(facts: dict[str, object]) -> None:
+        if as_json:
+            print(json.dumps(facts), flush=True)
+        else:
+            typer.echo(f"offering as {facts.get('name')}: {facts}")
+
+    _run(run_provider(config, url, key, ready))

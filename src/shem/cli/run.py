@@ -1,0 +1,116 @@
+"""``shem run IMAGE -- CMD``: one command on one rented machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+import typer
+
+from shem.cli.common import ApiUrl, AppKey, credentials
+
+WORK = PurePosixPath("/work")
+
+
+def run(
+    image: Annotated[
+        str, typer.Argument(help="A docker image: a reference, or the path of an OCI layout or docker save tar.")
+    ],
+    command: Annotated[list[str], typer.Argument(help="The command and its arguments, after --.")],
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", help="A file or directory to bring along, as LOCAL or LOCAL:REMOTE.")
+    ] = None,
+    outputs: Annotated[
+        list[str] | None,
+        typer.Option("--output", help="What to bring back, as REMOTE or REMOTE:LOCAL (a directory ends with /)."),
+    ] = None,
+    budget: Annotated[str, typer.Option(help="The most to spend, in tokens.")] = "1",
+    timeout: Annotated[float, typer.Option(help="Seconds that the command may take.")] = 600.0,
+    memory_gib: Annotated[float, typer.Option(help="Memory to ask for.")] = 0.5,
+    threads: Annotated[int, typer.Option(help="Threads to ask for.")] = 1,
+    retries: Annotated[int, typer.Option(help="How often to try elsewhere when it fails.")] = 0,
+    platform: Annotated[str | None, typer.Option(help="Payment platform.")] = None,
+    api_url: ApiUrl = None,
+    app_key: AppKey = None,
+    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line instead of the bill.")] = False,
+) -> None:
+    """Rent a machine, run one command in a docker image, bring files there and back, pay.
+
+    The command's output is yours: stdout on stdout, stderr on stderr. A relative REMOTE lies in /work.
+    """
+    url, key = credentials(api_url, app_key)
+    code = asyncio.run(
+        _run(
+            image,
+            command,
+            {_local(i): _remote(i) for i in inputs or ()},
+            dict(_pair(o) for o in outputs or ()),
+            {"budget": budget, "platform": platform, "api_url": url, "app_key": key},
+            {"timeout": timeout, "retries": retries},
+            (memory_gib, threads),
+            as_json,
+        )
+    )
+    raise typer.Exit(code)
+
+
+async def _run(
+    image: str,
+    command: list[str],
+    inputs: dict[str, str],
+    outputs: dict[str, str],
+    session: dict[str, Any],
+    options: dict[str, Any],
+    size: tuple[float, int],
+    as_json: bool,
+) -> int:
+    from shem.sdk import CommandFailed, Golem, Need
+    from shem.sdk.events import Event, OutputReceived
+
+    def show(event: Event) -> None:
+        if isinstance(event, OutputReceived):
+            out = sys.stdout if event.stream == 1 else sys.stderr
+            out.buffer.write(event.data)
+            out.flush()
+
+    golem = Golem(progress=False, listener=show, **session)
+    code, failure = 0, None
+    async with golem:
+        try:
+            need = Need(memory_gib=size[0], cpu_threads=size[1])
+            await golem.run(image, command, inputs=inputs, outputs=outputs, need=need, **options)
+        except CommandFailed as error:
+            if error.code != "nonzero_exit":
+                raise
+            failure, code = error, error.result.exit_code
+    if as_json:
+        report = golem.report.as_dict() | {"exit_code": code, "message": failure.message if failure else None}
+        print(json.dumps(report))
+    else:
+        from rich.console import Console
+
+        from shem.sdk.progress import bill
+
+        Console(stderr=True).print(bill(golem.report))
+    return code
+
+
+def _remote_path(text: str) -> str:
+    return text if text.startswith("/") else str(WORK / text) + ("/" if text.endswith("/") else "")
+
+
+def _local(spec: str) -> str:
+    return spec.split(":", 1)[0]
+
+
+def _remote(spec: str) -> str:
+    local, _, remote = spec.partition(":")
+    return _remote_path(remote or Path(local).resolve().name)
+
+
+def _pair(spec: str) -> tuple[str, str]:
+    remote, _, local = spec.partition(":")
+    return _remote_path(remote), local or PurePosixPath(remote).name

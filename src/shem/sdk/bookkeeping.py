@@ -1,0 +1,287 @@
+"""A session's money: one allocation, every bill checked before it is accepted, every payment followed until it is final.
+
+A bill is accepted when it is for an agreement of this session, does not exceed what the agreed price makes of the time the
+machine was ours, and fits the budget. One that asks too much is refused and its provider is left; one that does not fit the
+budget ends the session's work, so that nothing is run that cannot be paid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import TypeVar
+
+from shem.client.http import NodeUnreachable
+from shem.client.payment import PaymentApi
+from shem.cogs.tasks import TaskScope
+from shem.errors import Conflict, Gone, MoneyShort, NotFound, Refused, ShemError
+from shem.sdk import events
+from shem.sdk.hiring import Hired
+from shem.terms.amounts import format_amount, parse_amount
+from shem.wire.payment import Acceptance, DebitNote, Invoice, Rejection
+
+log = logging.getLogger(__name__)
+
+E = TypeVar("E")
+
+POLL_S = 30.0
+TIME_SLACK_S = 10.0
+"""A provider counts from when it starts to serve; we from the approval. Clocks and messages may differ by this."""
+CPU_SLACK = 1.25
+"""CPU counters are read at moments of their own; a short burst may seem to exceed the cores it had."""
+
+
+class BudgetExceeded(MoneyShort):
+    """The next bill does not fit the budget: work stopped, what was done is paid."""
+
+    default_code = "money_budget"
+
+
+@dataclass
+class Account:
+    """One agreement's money."""
+
+    hired: Hired
+    threads: int
+    opened: float = field(default_factory=time.monotonic)
+    closed: float | None = None
+    billed: dict[str, int] = field(default_factory=dict)
+    """Activity id → accepted running total."""
+    invoiced: int | None = None
+    settled: int = 0
+    refused: str = ""
+
+    @property
+    def cost(self) -> int:
+        """What is owed as of now, in base units."""
+        return self.invoiced if self.invoiced is not None else sum(self.billed.values())
+
+    def most(self, activities: int) -> int:
+        """The most that the agreed price allows for the time so far."""
+        seconds = (self.closed or time.monotonic()) - self.opened + TIME_SLACK_S
+        full = {
+            "golem.usage.duration_sec": seconds,
+            "golem.usage.cpu_sec": seconds * self.threads * CPU_SLACK,
+        }
+        pricing = self.hired.pricing
+        return max(activities, 1) * pricing.cost([full.get(c, 0.0) for c in pricing.usage_vector])
+
+
+class Bookkeeper:
+    """Accepts, refuses, follows. An async context manager around one allocation."""
+
+    def __init__(
+        self,
+        payment: PaymentApi,
+        *,
+        allocation_id: str,
+        budget: int,
+        session_id: str,
+        emit: Callable[[events.Event], None],
+        leave: Callable[[str, str, str, str], None],
+    ) -> None:
+        self._payment = payment
+        self._allocation_id = allocation_id
+        self._budget = budget
+        self._session_id = session_id
+        self._emit = emit
+        self._leave = leave
+        self._accounts: dict[str, Account] = {}
+        self._scope = TaskScope("bookkeeping")
+        self._changed = asyncio.Condition()
+        self._since = datetime.now(UTC)
+        self._seen_payments: set[str] = set()
+        self.broke: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Fails with :class:`BudgetExceeded` once."""
+
+    async def __aenter__(self) -> Bookkeeper:
+        self._scope.start(self._follow("debit notes", self._payment.debit_note_events, self._on_debit_note), "notes")
+        self._scope.start(self._follow("invoices", self._payment.invoice_events, self._on_invoice), "invoices")
+        self._scope.start(self._watch_settlements(), "settlements")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._scope.close()
+        if self.broke.done() and not self.broke.cancelled():
+            self.broke.exception()  # seen, whether or not work was there to stop
+        else:
+            self.broke.cancel()
+
+    def open(self, hired: Hired, threads: int) -> None:
+        """Bills of this agreement are expected from now on."""
+        self._accounts[hired.agreement.agreement_id] = Account(hired, threads)
+
+    def close_account(self, agreement_id: str) -> None:
+        """The machine was given back: time stops counting for its bills."""
+        account = self._accounts[agreement_id]
+        account.closed = account.closed or time.monotonic()
+
+    def cost_of(self, agreement_id: str) -> int:
+        """Accepted so far, in base units."""
+        return self._accounts[agreement_id].cost
+
+    @property
+    def spent(self) -> int:
+        """Accepted so far over all agreements, in base units."""
+        return sum(a.cost for a in self._accounts.values())
+
+    async def wait_invoices(self, timeout_s: float) -> list[str]:
+        """Until every agreement has its final bill; the ids of those that have none when the time is up."""
+        return await self._wait(lambda a: a.invoiced is not None or bool(a.refused), timeout_s)
+
+    async def wait_settled(self, timeout_s: float) -> list[str]:
+        """Until every accepted bill is final on its chain; the agreements still open when the time is up."""
+        return await self._wait(lambda a: a.settled >= a.cost, timeout_s)
+
+    async def _wait(self, done: Callable[[Account], bool], timeout_s: float) -> list[str]:
+        def missing() -> list[str]:
+            return [key for key, account in self._accounts.items() if not done(account)]
+
+        try:
+            async with asyncio.timeout(timeout_s), self._changed:
+                await self._changed.wait_for(lambda: not missing())
+        except TimeoutError:
+            pass
+        return missing()
+
+    # -- bills
+
+    async def _follow(
+        self, what: str, poll: Callable[..., Awaitable[list[E]]], act: Callable[[E], Awaitable[None]]
+    ) -> None:
+        after = self._since
+        while True:
+            try:
+                found = await poll(after=after, app_session_id=self._session_id, timeout_s=POLL_S)
+                for event in found:
+                    await act(event)
+                    after = max(after, event.event_date)  # type: ignore[attr-defined]
+            except (NodeUnreachable, TimeoutError) as error:
+                log.info("%s are not heard of: %s", what, error)
+                await asyncio.sleep(0.5)  # the node restarts; a refused connection returns at once
+            except (Refused, ShemError) as error:
+                log.warning("%s: %s", what, error)
+                await asyncio.sleep(0.5)
+
+    async def _on_debit_note(self, event: object) -> None:
+        if getattr(event, "event_type", "") != "DebitNoteReceivedEvent":
+            return
+        note = await self._payment.debit_note(event.debit_note_id)  # type: ignore[attr-defined]
+        account = self._accounts.get(note.agreement_id)
+        if account is None or note.status != "RECEIVED":
+            return
+        due = parse_amount(note.total_amount_due)
+        others = sum(v for k, v in account.billed.items() if k != note.activity_id)
+        if await self._accept(account, note, due, others + due, len({*account.billed, note.activity_id})):
+            account.billed[note.activity_id] = due
+            await self._moved(account)
+
+    async def _on_invoice(self, event: object) -> None:
+        if getattr(event, "event_type", "") != "InvoiceReceivedEvent":
+            return
+        invoice = await self._payment.invoice(event.invoice_id)  # type: ignore[attr-defined]
+        account = self._accounts.get(invoice.agreement_id)
+        if account is None:
+            return
+        if invoice.status not in ("RECEIVED", "ACCEPTED", "SETTLED"):
+            return
+        due = parse_amount(invoice.amount)
+        if invoice.status != "RECEIVED" or await self._accept(account, invoice, due, due, len(invoice.activity_ids)):
+            account.invoiced = due
+            if not due:
+                account.settled = 0
+            await self._moved(account)
+
+    async def _accept(
+        self, account: Account, document: DebitNote | Invoice, due: int, total: int, activities: int
+    ) -> bool:
+        """Accept ``due`` of a document that brings the agreement's bill to ``total``."""
+        hired = account.hired
+        most = account.most(activities)
+        if total > most:
+            why = f"it bills {format_amount(total)} where the agreed price allows at most {format_amount(most)}"
+            await self._refuse(account, document, "bill_too_high", why)
+            return False
+        if self.spent - account.cost + total > self._budget:
+            error = BudgetExceeded(
+                f"the bill of {hired.name} does not fit the budget of {format_amount(self._budget)}",
+                hint="raise budget=; what was done so far is kept",
+            )
+            if not self.broke.done():
+                self.broke.set_exception(error)
+            await self._refuse(account, document, error.code, "it does not fit the budget")
+            return False
+        acceptance = Acceptance(total_amount_accepted=format_amount(due), allocation_id=self._allocation_id)
+        try:
+            if isinstance(document, Invoice):
+                await self._payment.accept_invoice(document.invoice_id, acceptance)
+            else:
+                await self._payment.accept_debit_note(document.debit_note_id, acceptance)
+        except (Conflict, Gone, NotFound) as error:
+            log.info("a bill of %s could not be accepted: %s", hired.name, error)
+            return False
+        return True
+
+    async def _refuse(self, account: Account, document: DebitNote | Invoice, code: str, why: str) -> None:
+        account.refused = why
+        self._leave(account.hired.provider_id, account.hired.name, code, why)
+        if isinstance(document, Invoice):
+            rejection = Rejection(rejection_reason="INCORRECT_AMOUNT", total_amount_accepted="0", message=why)
+            try:
+                await self._payment.reject_invoice(document.invoice_id, rejection)
+            except ShemError as error:
+                log.info("the refusal was not taken: %s", error)
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _moved(self, account: Account) -> None:
+        agreement = account.hired.agreement.agreement_id
+        self._emit(events.CostChanged(agreement, account.hired.provider_id, account.cost))
+        async with self._changed:
+            self._changed.notify_all()
+
+    # -- payments
+
+    async def _watch_settlements(self) -> None:
+        after = self._since
+        while True:
+            try:
+                found = await self._payment.settlements(after=after, timeout_s=POLL_S)
+            except (ShemError, TimeoutError) as error:
+                log.info("settlements are not heard of: %s", error)
+                await asyncio.sleep(0.5)
+                continue
+            for payment in found:
+                after = max(after, payment.timestamp)
+                ours = [a for a in payment.agreement_ids if a in self._accounts]
+                if not ours or payment.payment_id in self._seen_payments:
+                    continue
+                self._seen_payments.add(payment.payment_id)
+                await self._settle(ours, parse_amount(payment.amount))
+                self._emit(
+                    events.PaymentSettled(
+                        payment.payee,
+                        parse_amount(payment.amount),
+                        payment.platform,
+                        payment.tx_hash,
+                        payment.block_number if payment.tx_hash else None,
+                        tuple(ours),
+                    )
+                )
+                async with self._changed:
+                    self._changed.notify_all()
+
+    async def _settle(self, agreement_ids: list[str], amount: int) -> None:
+        """Spread one payment over the agreements it pays, in their order."""
+        for agreement_id in agreement_ids:
+            account = self._accounts[agreement_id]
+            part = min(amount, account.cost - account.settled)
+            account.settled += part
+            amount -= part

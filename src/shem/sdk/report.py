@@ -1,0 +1,138 @@
+"""What a session did and cost, kept from its events; drawn as a table for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from shem.sdk import events
+from shem.terms.amounts import format_amount
+
+
+@dataclass
+class ProviderReport:
+    """One provider's part."""
+
+    provider_id: str
+    name: str
+    rentals: int = 0
+    tasks: int = 0
+    failures: int = 0
+    busy_s: float = 0.0
+    costs: dict[str, int] = field(default_factory=dict)
+    """Agreement id → its bill in base units."""
+    payments: list[events.PaymentSettled] = field(default_factory=list)
+    left: str = ""
+
+    @property
+    def cost(self) -> int:
+        """The sum of its bills, in base units."""
+        return sum(self.costs.values())
+
+    @property
+    def paid(self) -> int:
+        """What has settled, in base units."""
+        return sum(p.amount for p in self.payments)
+
+
+class Report:
+    """Listens to a session's events."""
+
+    def __init__(self, token: str = "") -> None:
+        self.token = token
+        self.providers: dict[str, ProviderReport] = {}
+        self.tasks_done = 0
+        self.tasks_failed = 0
+        self.started = time.monotonic()
+        self.published_at: float | None = None
+        self.first_stdout_s: float | None = None
+        self.ended_s: float | None = None
+
+    def __call__(self, event: events.Event) -> None:
+        match event:
+            case events.DemandPublished():
+                self.published_at = self.published_at or time.monotonic()
+            case events.RentalStarted(provider_id=pid, provider_name=name):
+                self._of(pid, name).rentals += 1
+            case events.OutputReceived() if self.first_stdout_s is None and self.published_at is not None:
+                self.first_stdout_s = time.monotonic() - self.published_at
+            case events.TaskFinished(provider_id=pid, seconds=seconds):
+                self.tasks_done += 1
+                provider = self._of(pid)
+                provider.tasks += 1
+                provider.busy_s += seconds
+            case events.TaskFailed(provider_id=pid, retried=retried):
+                self._of(pid).failures += 1
+                self.tasks_failed += not retried
+            case events.CostChanged(provider_id=pid, agreement_id=agreement, cost=cost):
+                self._of(pid).costs[agreement] = cost
+            case events.PaymentSettled(provider_id=pid):
+                self._of(pid).payments.append(event)
+            case events.ProviderLeft(provider_id=pid, provider_name=name, code=code):
+                self._of(pid, name).left = code
+            case _:
+                pass
+
+    def _of(self, provider_id: str, name: str = "") -> ProviderReport:
+        provider = self.providers.setdefault(provider_id, ProviderReport(provider_id, name or provider_id[:10]))
+        if name:
+            provider.name = name
+        return provider
+
+    @property
+    def cost(self) -> int:
+        """All bills, in base units."""
+        return sum(p.cost for p in self.providers.values())
+
+    @property
+    def paid(self) -> int:
+        """All that settled, in base units."""
+        return sum(p.paid for p in self.providers.values())
+
+    @property
+    def settled(self) -> bool:
+        """Whether every bill is paid to the last unit."""
+        return all(p.paid == p.cost for p in self.providers.values())
+
+    def finish(self) -> None:
+        """The session is over: stop its clock."""
+        if self.ended_s is None:
+            self.ended_s = time.monotonic() - self.started
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs. Amounts are exact decimal strings of the token."""
+        worked = [p for p in self.providers.values() if p.rentals]
+        return {
+            "tasks": self.tasks_done,
+            "failed": self.tasks_failed,
+            "providers": len(worked),
+            "seconds": round(self.ended_s if self.ended_s is not None else time.monotonic() - self.started, 3),
+            "first_stdout_s": None if self.first_stdout_s is None else round(self.first_stdout_s, 3),
+            "cost": format_amount(self.cost),
+            "paid": format_amount(self.paid),
+            "token": self.token,
+            "settled": self.settled,
+            "by_provider": [
+                {
+                    "provider_id": p.provider_id,
+                    "name": p.name,
+                    "tasks": p.tasks,
+                    "failures": p.failures,
+                    "busy_s": round(p.busy_s, 3),
+                    "cost": format_amount(p.cost),
+                    "paid": format_amount(p.paid),
+                    "left": p.left or None,
+                    "payments": [
+                        {
+                            "amount": format_amount(s.amount),
+                            "tx_hash": s.tx_hash,
+                            "block": s.block_number,
+                            "platform": s.platform,
+                        }
+                        for s in p.payments
+                    ],
+                }
+                for p in self.providers.values()
+            ],
+        }
