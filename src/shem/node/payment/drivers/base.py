@@ -29,6 +29,8 @@ class Platform(msgspec.Struct, frozen=True):
     """The token's symbol as people write it, e.g. ``tGLM``."""
     decimals: int = 18
     chain_id: int | None = None
+    moves_money: bool = True
+    """False for a platform where only what costs nothing can be "paid"."""
     gas_token: str = ""
     """Symbol of the coin that pays fees; empty where there are none."""
 

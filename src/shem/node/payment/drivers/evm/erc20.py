@@ -1,0 +1,59 @@
+"""The few words of ERC-20 that payments need, and what a receipt says about transfers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from shem.node.payment.drivers.evm.transaction import keccak256
+
+_TRANSFER = keccak256(b"transfer(address,uint256)")[:4]
+_BALANCE_OF = keccak256(b"balanceOf(address)")[:4]
+TRANSFER_TOPIC = "0x" + keccak256(b"Transfer(address,address,uint256)").hex()
+
+
+class Log(Protocol):
+    """An event as the chain reports it."""
+
+    address: str
+    topics: list[str]
+    data: str
+
+
+def _word(address: str) -> bytes:
+    return bytes.fromhex(address.removeprefix("0x")).rjust(32, b"\0")
+
+
+def transfer(receiver: str, amount_units: int) -> bytes:
+    """Call data of ``transfer``."""
+    return _TRANSFER + _word(receiver) + amount_units.to_bytes(32, "big")
+
+
+def parse_transfer(data: bytes) -> tuple[str, int]:
+    """(receiver, amount) of call data that :func:`transfer` made."""
+    assert data[:4] == _TRANSFER and len(data) == 68
+    return "0x" + data[16:36].hex(), int.from_bytes(data[36:68], "big")
+
+
+def balance_of(owner: str) -> bytes:
+    """Call data of ``balanceOf``."""
+    return _BALANCE_OF + _word(owner)
+
+
+def moved(logs: Iterable[Log], token: str, senders: Iterable[str], receiver: str) -> int:
+    """Base units of ``token`` that went from any of ``senders`` to ``receiver``, by its own ``Transfer`` events."""
+    froms = {"0x" + _word(sender).hex() for sender in senders}
+    to = "0x" + _word(receiver).hex()
+    total = 0
+    for log in logs:
+        topics = [topic.lower() for topic in log.topics]
+        if (
+            log.address.lower() == token.lower()
+            and len(topics) == 3
+            and topics[0] == TRANSFER_TOPIC
+            and topics[1] in froms
+            and topics[2] == to
+            and len(log.data) == 66
+        ):
+            total += int(log.data, 16)
+    return total

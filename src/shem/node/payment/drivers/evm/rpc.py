@@ -1,0 +1,269 @@
+"""JSON-RPC to a network's endpoints: one at a time, the next when it fails.
+
+An endpoint is used only after it said the right chain id and, where that makes sense, showed a young block; that is
+asked again every :data:`RECHECK_S`. What it answers is never trusted to have the right shape. Nothing here is retried
+at the same endpoint: callers know what may be repeated.
+
+Two kinds of error: :class:`~shem.node.payment.drivers.base.ChainUnreachable` (nobody answered usefully; whether the
+request took effect is unknown) and :class:`RpcRefused` (an endpoint understood and said no).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import aiohttp
+import msgspec
+
+from shem.errors import PeerFailed
+from shem.node.payment.drivers.base import ChainUnreachable
+
+T = TypeVar("T")
+
+RECHECK_S = 300.0
+REST_S = (0.5, 30.0)
+"""How long a failed endpoint is passed over: the first time, and at most."""
+TIMEOUT_S = 5.0
+MAX_ANSWER_BYTES = 16 << 20
+MAX_BATCH = 100
+"""Public endpoints refuse more."""
+
+Transport = Callable[[str, bytes], Awaitable[bytes]]
+"""(url, body) → body. Raises ``aiohttp.ClientError``, ``OSError`` or ``TimeoutError``."""
+Call = tuple[str, Sequence[object]]
+"""A method and its parameters."""
+
+
+class WrongChain(ChainUnreachable):
+    """The endpoint serves another chain than the configured one."""
+
+    default_code = "wrong_chain"
+
+
+class RpcRefused(PeerFailed):
+    """The endpoint's error object. ``rpc_code`` and the message are its own."""
+
+    default_code = "rpc_refused"
+
+    def __init__(self, message: str, rpc_code: int) -> None:
+        super().__init__(message)
+        self.rpc_code = rpc_code
+
+
+class _Error(msgspec.Struct):
+    code: int = 0
+    message: str = ""
+
+
+class _Answer(msgspec.Struct):
+    id: int | None = None
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    error: _Error | None = None
+
+
+class Block(msgspec.Struct, rename="camel"):
+    """The parts of a header that matter here, as the chain writes them."""
+
+    number: str
+    hash: str
+    timestamp: str
+    base_fee_per_gas: str = "0x0"
+
+
+class LogEntry(msgspec.Struct, rename="camel"):
+    """One event of a receipt."""
+
+    address: str
+    topics: list[str]
+    data: str
+
+
+class Receipt(msgspec.Struct, rename="camel"):
+    """What became of a transaction in its block."""
+
+    transaction_hash: str
+    block_number: str
+    block_hash: str
+    gas_used: str
+    status: str
+    sender: str = msgspec.field(name="from")
+    logs: list[LogEntry] = []
+
+    @property
+    def succeeded(self) -> bool:
+        return number(self.status) == 1
+
+
+def number(text: str) -> int:
+    """A quantity. Raises :class:`ChainUnreachable` for anything else."""
+    try:
+        if not text.startswith("0x"):
+            raise ValueError(text)
+        return int(text, 16)
+    except ValueError:
+        raise ChainUnreachable(f"the endpoint answered {text[:80]!r} where a number belongs") from None
+
+
+class Endpoint:
+    """One URL and what we know about it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.checked_at = float("-inf")
+        self.resting_until = float("-inf")
+        self.failures = 0
+        self.reason = ""
+
+
+class RpcPool:
+    """The endpoints of one network."""
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        chain_id: int,
+        *,
+        max_head_age_s: float | None = None,
+        transport: Transport | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        """``transport`` is for tests that break things; the default posts over HTTP."""
+        self._endpoints = [Endpoint(url) for url in urls]
+        self._chain_id = chain_id
+        self._max_head_age_s = max_head_age_s
+        self._transport = transport or self._post
+        self._timeout_s = timeout_s
+        self._session: aiohttp.ClientSession | None = None
+        self._ids = itertools.count(1)
+
+    async def close(self) -> None:
+        """Close connections; the pool may be used again."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def call(self, method: str, params: Sequence[object], shape: type[T]) -> T:
+        """One result. Raises :class:`RpcRefused`, :class:`ChainUnreachable`."""
+        (result,) = await self.batch([(method, params)])
+        if isinstance(result, RpcRefused):
+            raise result
+        return read(result, shape)
+
+    async def batch(self, calls: Sequence[Call]) -> list[msgspec.Raw | RpcRefused]:
+        """Results in the order of ``calls``, all from one endpoint per :data:`MAX_BATCH`; see :func:`read`."""
+        results: list[msgspec.Raw | RpcRefused] = []
+        for start in range(0, len(calls), MAX_BATCH):
+            results += await self._anywhere(calls[start : start + MAX_BATCH])
+        return results
+
+    async def _anywhere(self, calls: Sequence[Call]) -> list[msgspec.Raw | RpcRefused]:
+        now = time.monotonic()
+        # Stable: the first healthy one is kept to, so that answers agree with each other.
+        order = sorted(self._endpoints, key=lambda e: max(e.resting_until, now))
+        for endpoint in order:
+            try:
+                await self._check(endpoint)
+                answer = await self._ask(endpoint, calls)
+            except ChainUnreachable as error:
+                self._rest(endpoint, error)
+                continue
+            endpoint.failures = 0
+            endpoint.resting_until = float("-inf")
+            return answer
+        reasons = "; ".join(f"{e.url}: {e.reason}" for e in self._endpoints) or "no endpoint is configured"
+        wrong = bool(order) and all(e.reason.startswith("serves chain") for e in order)
+        raise (WrongChain if wrong else ChainUnreachable)(
+            reasons, hint="payments wait and go on by themselves when an endpoint answers again"
+        )
+
+    def _rest(self, endpoint: Endpoint, error: ChainUnreachable) -> None:
+        endpoint.failures += 1
+        endpoint.reason = error.message
+        endpoint.checked_at = float("-inf")
+        pause = min(REST_S[1], REST_S[0] * 2 ** min(endpoint.failures - 1, 10))
+        endpoint.resting_until = time.monotonic() + pause
+
+    async def _check(self, endpoint: Endpoint) -> None:
+        """Right chain, young head."""
+        if time.monotonic() - endpoint.checked_at < RECHECK_S:
+            return
+        calls: list[Call] = [("eth_chainId", []), ("eth_getBlockByNumber", ["latest", False])]
+        chain_id, head = await self._ask(endpoint, calls)
+        for part in (chain_id, head):
+            if isinstance(part, RpcRefused):
+                raise ChainUnreachable(f"refuses simple questions: {part.message}")
+        served = number(read(chain_id, str))
+        if served != self._chain_id:
+            raise ChainUnreachable(f"serves chain {served}, not {self._chain_id}")
+        age = time.time() - number(read(head, Block).timestamp)
+        if self._max_head_age_s is not None and age > self._max_head_age_s:
+            raise ChainUnreachable(f"its last block is {age:.0f} s old")
+        endpoint.checked_at = time.monotonic()
+
+    async def _ask(self, endpoint: Endpoint, calls: Sequence[Call]) -> list[msgspec.Raw | RpcRefused]:
+        ids = [next(self._ids) for _ in calls]
+        requests = [
+            {"jsonrpc": "2.0", "id": i, "method": method, "params": params}
+            for i, (method, params) in zip(ids, calls, strict=True)
+        ]
+        body = msgspec.json.encode(requests if len(requests) > 1 else requests[0])
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                content = await self._transport(endpoint.url, body)
+            answers = (
+                msgspec.json.decode(content, type=list[_Answer])
+                if len(requests) > 1
+                else [msgspec.json.decode(content, type=_Answer)]
+            )
+        except TimeoutError:
+            raise ChainUnreachable(f"no answer within {self._timeout_s:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise ChainUnreachable(f"cannot be reached: {error or type(error).__name__}") from error
+        except msgspec.MsgspecError as error:
+            raise ChainUnreachable(f"its answer is not JSON-RPC: {error}") from error
+        by_id = {answer.id: answer for answer in answers}
+        if len(by_id) != len(ids) or set(by_id) != set(ids):
+            raise ChainUnreachable("its answer is to other questions")
+        return [_result(by_id[i]) for i in ids]
+
+    async def _post(self, url: str, body: bytes) -> bytes:
+        if self._session is None:
+            # The connection is kept alive; one network needs few.
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=4))
+        headers = {"Content-Type": "application/json"}
+        async with self._session.post(url, data=body, headers=headers) as response:
+            if response.status != 200:
+                raise aiohttp.ClientError(f"HTTP {response.status}")
+            content = bytearray()
+            async for chunk in response.content.iter_any():
+                content += chunk
+                if len(content) > MAX_ANSWER_BYTES:
+                    raise aiohttp.ClientError(f"more than {MAX_ANSWER_BYTES} bytes")
+            return bytes(content)
+
+
+def _result(answer: _Answer) -> msgspec.Raw | RpcRefused:
+    if answer.error is not None:
+        return RpcRefused(answer.error.message or "refused without a reason", answer.error.code)
+    return answer.result
+
+
+def read(result: msgspec.Raw | RpcRefused, shape: type[T]) -> T:
+    """A result as ``shape``. Raises what the endpoint refused with, or :class:`ChainUnreachable` for nonsense."""
+    if isinstance(result, RpcRefused):
+        raise result
+    try:
+        return msgspec.json.decode(result, type=shape)
+    except msgspec.MsgspecError as error:
+        raise ChainUnreachable(f"the endpoint's answer is not what was asked for: {error}") from error
+
+
+def read_or_none(result: msgspec.Raw | RpcRefused, shape: type[T]) -> T | None:
+    """Like :func:`read`; ``null`` gives ``None``."""
+    if not isinstance(result, RpcRefused) and bytes(result) == b"null":
+        return None
+    return read(result, shape)

@@ -1,0 +1,156 @@
+"""The chains that payments run on, as data.
+
+The published networks of Golem are here with their token and contract addresses and the fee limits that are usual on
+them. None comes with endpoints: which node to trust is the operator's decision, and a network without an endpoint is
+not served. Configuration overrides an entry of the same name or adds one (the devnet).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from shem.errors import Misconfigured
+from shem.node.config import NetworkConfig
+from shem.node.payment.drivers.base import Platform
+
+GWEI = 10**9
+DRIVER = "erc20"
+
+
+class Network(msgspec.Struct, frozen=True, kw_only=True):
+    """One chain and its token. Addresses are lower case."""
+
+    name: str
+    chain_id: int
+    rpc_urls: tuple[str, ...] = ()
+    token: str = ""
+    symbol: str = "tGLM"
+    decimals: int = 18
+    gas_symbol: str = "ETH"
+    multi_transfer: str = ""
+    """Contract that pays many at once; its logs may name it as sender. Empty where there is none."""
+    faucet: str = ""
+    """Contract that gives test tokens."""
+    depth: int | None = None
+    """Blocks on top that make a block final; ``None``: the chain says so itself (``finalized``)."""
+    max_fee_wei: int = 100 * GWEI
+    """Most that is ever offered for a unit of gas. Above it payments wait and say so."""
+    max_tip_wei: int = 5 * GWEI
+    poll_s: float = 2.0
+    """Between two looks at the chain while something is under way."""
+    max_poll_s: float = 12.0
+    """The same when nothing moves."""
+    rebroadcast_s: float = 30.0
+    replace_after_s: float = 60.0
+    """After so long in the pool a transaction is offered again at a higher fee."""
+    max_head_age_s: float | None = 300.0
+    """An endpoint whose last block is older has fallen behind; ``None`` for chains that rest when idle."""
+
+    @property
+    def platform(self) -> Platform:
+        """The name under which deals know it."""
+        return Platform(
+            platform=f"{DRIVER}-{self.name}-{self.symbol.lower()}",
+            driver=DRIVER,
+            network=self.name,
+            token=self.symbol,
+            decimals=self.decimals,
+            chain_id=self.chain_id,
+            gas_token=self.gas_symbol,
+        )
+
+
+PUBLISHED = (
+    Network(
+        name="mainnet",
+        chain_id=1,
+        symbol="GLM",
+        token="0x7dd9c5cba05e151c895fde1cf355c9a1d5da6429",  # noqa: S106
+        multi_transfer="0xcfd497f7d111f14c3ef7ebeee63771d1506f0af8",
+        max_fee_wei=40 * GWEI,
+    ),
+    Network(
+        name="polygon",
+        chain_id=137,
+        symbol="GLM",
+        gas_symbol="POL",
+        token="0x0b220b82f3ea3b7f6d9a1d8ab58930c064a2b5bf",  # noqa: S106
+        multi_transfer="0x50100d4faf5f3b09987dea36dc2eddd57a3e561b",
+        max_fee_wei=500 * GWEI,
+        max_tip_wei=50 * GWEI,
+    ),
+    Network(
+        name="hoodi",
+        chain_id=560048,
+        token="0x55555555555556acff9c332ed151758858bd7a26",  # noqa: S106
+        multi_transfer="0x222222222220c9269cfb43ed434888f604d1dc21",
+        faucet="0x500f965199c63865a3e666ca3ff55b64f1c8bc8b",
+    ),
+    Network(
+        name="holesky",
+        chain_id=17000,
+        token="0x8888888815bf4db87e57b609a50f938311eed068",  # noqa: S106
+        multi_transfer="0xaaaaaaa00e1841a63342db7188aba84bdee236c7",
+        faucet="0xface100969ff47eb58d2cf603321b581a84bceac",
+    ),
+    Network(
+        name="amoy",
+        chain_id=80002,
+        gas_symbol="POL",
+        token="0x2b60e60d3fb0b36a7ccb388f9e71570da4c4594f",  # noqa: S106
+        multi_transfer="0xa0a51642a594763d78091bf03ee6bf8e8d663bba",
+        faucet="0xf29ff8a13211ac33861986e407190ae5c773d53c",
+        max_fee_wei=500 * GWEI,
+        max_tip_wei=50 * GWEI,
+    ),
+    Network(
+        name="sepolia",
+        chain_id=11155111,
+        token="0x167b15ada84c63427c6c813b915a42efc72e7175",  # noqa: S106
+        faucet="0x31a2a20956a40c2f358fa5cec59d55a9c5d6ff9a",
+    ),
+    Network(
+        name="devnet",
+        chain_id=1337,
+        gas_symbol="dETH",
+        poll_s=0.1,
+        max_poll_s=0.5,
+        rebroadcast_s=1.0,
+        replace_after_s=5.0,
+        max_head_age_s=None,
+    ),
+)
+
+
+def networks_from(config: Mapping[str, NetworkConfig]) -> list[Network]:
+    """The networks that can be served: the published ones under the configured, as far as they have an endpoint.
+
+    Raises :class:`Misconfigured` for a token that is not an address.
+    """
+    table = {network.name: network for network in PUBLISHED}
+    for name, given in config.items():
+        table[name] = _configured(table.get(name) or Network(name=name, chain_id=given.chain_id), given)
+    return [network for network in table.values() if network.rpc_urls]
+
+
+def _configured(base: Network, given: NetworkConfig) -> Network:
+    token = given.token.lower()
+    if len(token) != 42 or not token.startswith("0x") or not set(token[2:]) <= set("0123456789abcdef"):
+        raise Misconfigured(
+            f"networks.{base.name}.token is {given.token!r}",
+            code="bad_token_address",
+            hint="give the address of the ERC-20 contract: 0x and 40 hex digits",
+        )
+    return msgspec.structs.replace(
+        base,
+        chain_id=given.chain_id,
+        rpc_urls=given.rpc_urls,
+        token=token,
+        symbol=given.token_symbol,
+        depth=given.depth,
+        # The published contracts belong to the published token.
+        multi_transfer=base.multi_transfer if token == base.token else "",
+        faucet=base.faucet if token == base.token else "",
+    )
