@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from shem.node.payment.drivers.evm.transaction import keccak256
+from shem.node.identity.signing import keccak256
 
 _TRANSFER = keccak256(b"transfer(address,uint256)")[:4]
 _BALANCE_OF = keccak256(b"balanceOf(address)")[:4]
@@ -31,7 +31,8 @@ def transfer(receiver: str, amount_units: int) -> bytes:
 
 def parse_transfer(data: bytes) -> tuple[str, int]:
     """(receiver, amount) of call data that :func:`transfer` made."""
-    assert data[:4] == _TRANSFER and len(data) == 68
+    assert data[:4] == _TRANSFER
+    assert len(data) == 68
     return "0x" + data[16:36].hex(), int.from_bytes(data[36:68], "big")
 
 

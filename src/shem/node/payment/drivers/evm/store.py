@@ -177,12 +177,11 @@ class IntentStore:
             ),
         )
 
-    def note_mined(
-        self, intent: int, state: State, tx_hash: str, block_number: int, block_hash: str, gas_used: int
-    ) -> None:
+    def note_mined(self, intent: Intent) -> None:
+        """Store its state and where it was mined."""
         self._connection.execute(
             "update evm_intent set state = ?, tx_hash = ?, block_number = ?, block_hash = ?, gas_used = ? where id = ?",
-            (state, tx_hash, block_number, block_hash, gas_used, intent),
+            (intent.state, intent.tx_hash, intent.block_number, intent.block_hash, intent.gas_used, intent.id),
         )
 
     def note_vanished(self, intent: int) -> None:

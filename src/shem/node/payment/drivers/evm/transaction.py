@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
 import msgspec
-from Crypto.Hash import keccak
+
+from shem.node.identity.signing import keccak256
 
 Rlp: TypeAlias = "bytes | Sequence[Rlp]"
 
@@ -26,11 +27,6 @@ class Signer(Protocol):
 
     def sign_digest(self, digest: bytes) -> bytes:
         """65 bytes r | s | v with low s; v is 0 or 1 (27 and 28 are understood)."""
-
-
-def keccak256(content: bytes) -> bytes:
-    """The hash of Ethereum."""
-    return keccak.new(digest_bits=256, data=content).digest()
 
 
 def encode_rlp(item: Rlp) -> bytes:

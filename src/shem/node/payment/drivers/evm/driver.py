@@ -1,0 +1,267 @@
+"""ERC-20 payments: orders become transfer intents; claims of others are checked against the chain.
+
+One transaction manager for each account on each network; the accounts are those whose signers the node has. An order is
+one ``transfer`` call now. Orders and intents are kept apart in the tables, so that one multi-transfer may later serve
+several orders without a change to anybody who orders.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+
+import msgspec
+
+from shem.cogs.clock import Clock, SystemClock
+from shem.cogs.tasks import TaskScope
+from shem.errors import Refused
+from shem.node.db import Database
+from shem.node.payment.drivers.base import (
+    Balance,
+    DriverProblem,
+    Failure,
+    NotFinalYet,
+    PaymentNotFound,
+    PaymentOrder,
+    Platform,
+    Settlement,
+    VerifiedTransfer,
+)
+from shem.node.payment.drivers.evm import erc20
+from shem.node.payment.drivers.evm.manager import Admission, TransactionManager
+from shem.node.payment.drivers.evm.rpc import Block, Call, Receipt, RpcPool, Transport, number, read, read_or_none
+from shem.node.payment.drivers.evm.store import MIGRATIONS, Intent
+from shem.node.payment.drivers.evm.transaction import Signer
+from shem.node.payment.drivers.networks import DRIVER, Network
+from shem.terms.amounts import format_amount
+from shem.terms.ids import parse_node_id
+
+NO_ONE = "0x" + "00" * 20
+
+Callback = Callable[[Settlement | Failure], None]
+
+
+class EvmDriver:
+    """The driver ``erc20`` of :class:`~shem.node.payment.drivers.base.PaymentDriver`."""
+
+    name = DRIVER
+
+    def __init__(
+        self,
+        db: Database,
+        networks: Sequence[Network],
+        signers: Sequence[Signer],
+        *,
+        clock: Clock | None = None,
+        transport: Transport | None = None,
+    ) -> None:
+        """``signers``: the accounts this node pays from. ``transport`` is for tests that break the line."""
+        db.migrate("payment_evm", MIGRATIONS)
+        self._db = db
+        self._networks = {network.platform.platform: network for network in networks}
+        self._pools = {
+            platform: RpcPool(
+                network.rpc_urls, network.chain_id, max_head_age_s=network.max_head_age_s, transport=transport
+            )
+            for platform, network in self._networks.items()
+        }
+        self._callbacks: list[Callback] = []
+        self._scope: TaskScope | None = None
+        self.managers: Mapping[tuple[str, str], TransactionManager] = {
+            (platform, signer.address): self._manager(platform, signer, clock or SystemClock())
+            for platform in self._networks
+            for signer in signers
+        }
+        """By platform and payer."""
+
+    def _manager(self, platform: str, signer: Signer, clock: Clock) -> TransactionManager:
+        async def admit(waiting: Sequence[Intent], in_flight: Sequence[Intent]) -> Admission:
+            return await self._admit(platform, signer.address, waiting, in_flight)
+
+        return TransactionManager(
+            self._db,
+            self._pools[platform],
+            self._networks[platform],
+            signer,
+            clock=clock,
+            on_done=self._done,
+            admit=admit,
+        )
+
+    def platforms(self) -> Sequence[Platform]:
+        """One for each network that has an endpoint."""
+        return [network.platform for network in self._networks.values()]
+
+    async def start(self) -> None:
+        """Go on with what was left undone, in the background. The chain need not be there."""
+        self._scope = TaskScope("payments")
+        for (platform, address), manager in self.managers.items():
+            self._scope.start(manager.run(), f"{platform}:{address}")
+
+    async def stop(self) -> None:
+        """Everything is on disk at any moment: this only stops the work."""
+        if self._scope is not None:
+            await self._scope.close()
+        for pool in self._pools.values():
+            await pool.close()
+
+    def on_settled(self, callback: Callback) -> None:
+        """See the protocol. Register before :meth:`start`."""
+        self._callbacks.append(callback)
+
+    def problems(self) -> Sequence[DriverProblem]:
+        """Why orders wait now."""
+        return [problem for manager in self.managers.values() for problem in manager.problems()]
+
+    # Paying
+
+    def pay(self, connection: sqlite3.Connection, order: PaymentOrder) -> None:
+        """See the protocol."""
+        network = self._network(order.platform)
+        payer, payee = parse_node_id(order.payer), parse_node_id(order.payee)
+        manager = self.managers.get((order.platform, payer))
+        if manager is None:
+            raise Refused(f"this node does not hold the key of {payer}", code="not_our_account")
+        if payee in (NO_ONE, network.token):
+            raise Refused(f"{payee} cannot be paid", code="bad_payee")
+        if not 0 < order.amount_units < 1 << 256:
+            raise Refused(f"{order.amount_units} cannot be paid", code="bad_amount")
+        call = erc20.transfer(payee, order.amount_units)
+        intent = manager.submit(connection, f"order:{order.order_id}", network.token, call)
+        connection.execute(
+            "insert into evm_order values (?, ?, ?, ?, ?, ?) on conflict (order_id) do nothing",
+            (order.order_id, intent, order.platform, payer, payee, str(order.amount_units)),
+        )
+
+    async def _admit(
+        self, platform: str, payer: str, waiting: Sequence[Intent], in_flight: Sequence[Intent]
+    ) -> Admission:
+        """Those that the account's tokens cover, counting what is sent and not mined as gone."""
+        network = self._networks[platform]
+        call = {"to": network.token, "data": "0x" + erc20.balance_of(payer).hex()}
+        held = number(await self._pools[platform].call("eth_call", [call, "latest"], str))
+        left = held - sum(_amount(intent) for intent in in_flight)
+        admitted: list[Intent] = []
+        missing = 0
+        for intent in waiting:
+            if _amount(intent) <= left:
+                left -= _amount(intent)
+                admitted.append(intent)
+            else:
+                missing += _amount(intent)
+        if not missing:
+            return Admission(admitted)
+        needed = format_amount(missing - max(left, 0), network.decimals)
+        problem = DriverProblem(
+            code="InsufficientToken",
+            message=f"the account lacks {needed} {network.symbol} for the payments that wait",
+            driver=DRIVER,
+            network=network.name,
+            address=payer,
+            platform=platform,
+            needed=needed,
+        )
+        return Admission(admitted, problem)
+
+    def _done(self, intent: Intent) -> None:
+        """Inside the manager's transaction: tell whoever ordered."""
+        rows = self._db.connection.execute("select order_id from evm_order where intent = ?", (intent.id,)).fetchall()
+        for row in rows:
+            outcome = _outcome(row["order_id"], intent)
+            for callback in self._callbacks:
+                callback(outcome)
+
+    # Looking
+
+    async def balance(self, platform: str, address: str) -> Balance:
+        """As of the last block. Raises ``ChainUnreachable``, :class:`Refused` for an unknown platform."""
+        network = self._network(platform)
+        owner = parse_node_id(address)
+        calls: list[Call] = [
+            ("eth_call", [{"to": network.token, "data": "0x" + erc20.balance_of(owner).hex()}, "latest"]),
+            ("eth_getBalance", [owner, "latest"]),
+            ("eth_getBlockByNumber", ["latest", False]),
+        ]
+        tokens, wei, head = await self._pools[platform].batch(calls)
+        block = read(head, Block)
+        return Balance(
+            token_units=number(read(tokens, str)),
+            gas_wei=number(read(wei, str)),
+            block_number=number(block.number),
+            block_time=datetime.fromtimestamp(number(block.timestamp), UTC),
+        )
+
+    async def verify(self, platform: str, tx_hash: str, payer: str, payee: str, amount_units: int) -> VerifiedTransfer:
+        """See the protocol. Also counts transfers that the network's multi-transfer contract made for ``payer``."""
+        network = self._network(platform)
+        sender, receiver = parse_node_id(payer), parse_node_id(payee)
+        if (
+            len(tx_hash) != 66
+            or not tx_hash.startswith("0x")
+            or not set(tx_hash[2:].lower()) <= set("0123456789abcdef")
+        ):
+            raise PaymentNotFound(f"{tx_hash[:80]!r} is not the name of a transaction")
+        final, receipt, pending = await self._look_at(platform, tx_hash.lower())
+        if receipt is None:
+            if pending:
+                raise NotFinalYet(f"{tx_hash} waits to be mined")
+            raise PaymentNotFound(f"{network.name} knows no transaction {tx_hash}")
+        senders = {sender}
+        if network.multi_transfer and receipt.sender.lower() == sender:
+            senders.add(parse_node_id(network.multi_transfer))
+        moved = erc20.moved(receipt.logs, network.token, senders, receiver) if receipt.succeeded else 0
+        if moved < amount_units:
+            paid, claimed = (format_amount(units, network.decimals) for units in (moved, amount_units))
+            raise PaymentNotFound(f"{tx_hash} paid {paid} {network.symbol} from {sender} to {receiver}, not {claimed}")
+        block = number(receipt.block_number)
+        if block > final:
+            raise NotFinalYet(f"{tx_hash} is in block {block}; the last final one is {final}")
+        return VerifiedTransfer(
+            platform=platform,
+            tx_hash=receipt.transaction_hash.lower(),
+            payer=sender,
+            payee=receiver,
+            amount_units=moved,
+            block_number=block,
+            block_hash=receipt.block_hash,
+        )
+
+    async def _look_at(self, platform: str, tx_hash: str) -> tuple[int, Receipt | None, bool]:
+        """(last final block, receipt, whether it waits in a pool). The head is seen before the receipt is."""
+        pool, depth = self._pools[platform], self._networks[platform].depth
+        tag = "finalized" if depth is None else "latest"
+        head = await pool.batch([("eth_getBlockByNumber", [tag, False])])
+        receipt, body = await pool.batch(
+            [("eth_getTransactionReceipt", [tx_hash]), ("eth_getTransactionByHash", [tx_hash])]
+        )
+        block = read_or_none(head[0], Block)
+        final = -1 if block is None else number(block.number) - (depth or 0)
+        return final, read_or_none(receipt, Receipt), read_or_none(body, dict) is not None
+
+    def _network(self, platform: str) -> Network:
+        network = self._networks.get(platform)
+        if network is None:
+            raise Refused(f"this node does not pay on {platform[:80]!r}", code="unknown_platform")
+        return network
+
+
+def _amount(intent: Intent) -> int:
+    """What a transfer intent takes from the account; other intents of the account take no tokens."""
+    return erc20.parse_transfer(intent.data)[1] if intent.key.startswith("order:") else 0
+
+
+def _outcome(order_id: str, intent: Intent) -> Settlement | Failure:
+    if intent.state == "failed":
+        return Failure(order_id, "reverted", f"the transfer was refused by the token's contract in {intent.tx_hash}")
+    return msgspec.convert(
+        {
+            "order_id": order_id,
+            "tx_hash": intent.tx_hash,
+            "block_number": intent.block_number,
+            "block_hash": intent.block_hash,
+            "gas_used": intent.gas_used,
+            "final": True,
+        },
+        type=Settlement,
+    )

@@ -1,0 +1,475 @@
+"""The transaction manager: brings intents onto the chain, each exactly once, whatever breaks.
+
+How it holds:
+
+* A nonce is given to an intent in the same SQLite transaction that stores the first signed bytes, and never changes.
+  The chain takes one transaction for a nonce, so whatever is sent again, and at whatever fee, an intent can happen once.
+* Bytes are on disk before they are sent. After ``kill -9`` the same bytes are sent again; nobody needs to know whether
+  the first time worked.
+* A transaction that waits too long gets a second attempt with the same nonce and 12.5 % higher fees, up to the network's
+  limit; above it, it waits and says so.
+* Receipts are looked for under all attempts. A receipt that vanishes (reorg) puts the intent back under way. Only a
+  receipt in a final block ends it, as done or, when it reverted, as failed.
+* A nonce that somebody else used (another program with the same key) is reported and left to a human: paying again under
+  another nonce could pay twice.
+
+``step`` is one look at the chain and what follows from it. Between steps the manager sleeps: woken by new intents, and by
+a timer only while something is under way, because a chain cannot push over plain HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+
+from shem.cogs.clock import Clock
+from shem.errors import ShemError
+from shem.node.db import Database
+from shem.node.payment.drivers.base import ChainUnreachable, DriverProblem
+from shem.node.payment.drivers.evm.rpc import (
+    Block,
+    Call,
+    Receipt,
+    RpcPool,
+    RpcRefused,
+    WrongChain,
+    number,
+    read,
+    read_or_none,
+)
+from shem.node.payment.drivers.evm.store import Attempt, Intent, IntentStore
+from shem.node.payment.drivers.evm.transaction import Signer, Transaction
+from shem.node.payment.drivers.networks import DRIVER, Network
+from shem.terms.amounts import format_amount
+
+log = logging.getLogger(__name__)
+
+MAX_IN_FLIGHT = 64
+"""What ordinary nodes keep of one account without dropping any."""
+MAX_ATTEMPTS = 20
+PUT_OFF_S = 10.0
+"""An intent that the chain would refuse is tried again after so long."""
+STRANGE_LOOKS = 3
+"""After so many looks a used nonce without a receipt is no race but somebody else's transaction."""
+
+_HARMLESS = ("already known", "known transaction", "already imported", "nonce too low", "replacement transaction")
+"""Refusals that say: a transaction with this nonce is there. Which one, receipts tell."""
+
+
+class View(msgspec.Struct, frozen=True):
+    """The chain at one moment, for one account."""
+
+    head: int
+    final: int
+    """Last block that stays; -1 while there is none."""
+    base_fee: int
+    tip: int
+    nonce: int
+    balance: int
+
+
+class Admission(msgspec.Struct, frozen=True):
+    """Which intents may go now, and why others may not."""
+
+    admitted: Sequence[Intent]
+    problem: DriverProblem | None = None
+
+
+Admit = Callable[[Sequence[Intent], Sequence[Intent]], Awaitable[Admission]]
+"""(waiting, sent and not yet mined) → which may go."""
+
+
+async def admit_all(waiting: Sequence[Intent], in_flight: Sequence[Intent]) -> Admission:
+    """For intents that need nothing but gas."""
+    return Admission(waiting)
+
+
+class TransactionManager:
+    """One account on one chain. Two of these must not share an account."""
+
+    def __init__(
+        self,
+        db: Database,
+        pool: RpcPool,
+        network: Network,
+        signer: Signer,
+        *,
+        clock: Clock,
+        on_done: Callable[[Intent], None],
+        admit: Admit = admit_all,
+    ) -> None:
+        """``on_done`` is called inside the transaction in which an intent becomes ``final`` or ``failed``."""
+        self._db = db
+        self._pool = pool
+        self._network = network
+        self._signer = signer
+        self._clock = clock
+        self._on_done = on_done
+        self._admit = admit
+        self._store = IntentStore(db.connection, network.chain_id, signer.address)
+        self._wake = asyncio.Event()
+        self._same_chain = False
+        self._problems: dict[str, DriverProblem] = {}
+        self._seen: tuple[int, ...] = ()
+        self._changes = 0
+        # Of this process only; after a restart everything is simply sent again.
+        self._sent_at: dict[int, float] = {}
+        self._offered_at: dict[str, float] = {}
+        self._put_off: dict[int, float] = {}
+        self._strange: dict[int, int] = {}
+
+    def submit(self, connection: sqlite3.Connection, key: str, dst: str, data: bytes, value: int = 0) -> int:
+        """Note an intent in the caller's transaction; gives its id. The same ``key`` is the same intent."""
+        intent = self._store.add(connection, key, dst, data, value)
+        self._db.after_commit(self._wake.set)
+        return intent
+
+    def problems(self) -> Sequence[DriverProblem]:
+        """Why intents wait, as of the last look."""
+        return tuple(self._problems.values())
+
+    async def run(self) -> None:
+        """Work until cancelled; may be cancelled anywhere."""
+        delay = self._network.poll_s
+        while True:
+            self._wake.clear()
+            if not self._store.has_open():
+                self._problems.clear()
+                await self._wake.wait()
+                delay = self._network.poll_s
+                continue
+            try:
+                moved = await self.step()
+            except ChainUnreachable:
+                moved = False  # noted by step
+            except Exception:
+                log.exception("payments on %s stumbled; they go on", self._network.name)
+                moved = False
+            delay = self._network.poll_s if moved else min(self._network.max_poll_s, delay * 1.5)
+            try:
+                async with asyncio.timeout(delay):
+                    await self._wake.wait()
+                delay = self._network.poll_s
+            except TimeoutError:
+                pass
+
+    async def step(self) -> bool:
+        """Look once and act. Says whether anything has changed since the last look.
+
+        Raises :class:`ChainUnreachable`; what was stored by then is taken up by the next step.
+        """
+        problems: dict[str, DriverProblem] = {}
+        try:
+            await self._check_chain()
+            view = await self._look()
+            await self._settle(view, problems)
+            await self._resend(view, problems)
+            await self._send_new(view, problems)
+        except ChainUnreachable as error:
+            code = "InvalidChainId" if isinstance(error, WrongChain) else "RpcError"
+            self._note(problems, code, error.message)
+            raise
+        finally:
+            self._problems = problems
+        seen = (view.head, view.nonce, self._changes)
+        moved, self._seen = seen != self._seen, seen
+        return moved
+
+    # Looking
+
+    async def _check_chain(self) -> None:
+        """The chain that our nonces belong to, not another with its id (a devnet that was started afresh)."""
+        if self._same_chain:
+            return
+        first = await self._pool.call("eth_getBlockByNumber", ["0x0", False], Block)
+        known = self._store.genesis()
+        if known is None:
+            with self._db.transaction(durable=True):
+                self._store.remember_genesis(first.hash)
+        elif known != first.hash:
+            raise WrongChain(
+                f"{self._network.name} is not the chain it was: its first block is {first.hash}, not {known}",
+                hint="payments made on the other chain do not exist here: start with a new data directory",
+            )
+        self._same_chain = True
+
+    async def _look(self) -> View:
+        address = self._signer.address
+        calls: list[Call] = [
+            ("eth_getBlockByNumber", ["latest", False]),
+            ("eth_getTransactionCount", [address, "latest"]),
+            ("eth_getBalance", [address, "latest"]),
+            ("eth_maxPriorityFeePerGas", []),
+            ("eth_getBlockByNumber", ["finalized", False]),
+        ]
+        depth = self._network.depth
+        results = await self._pool.batch(calls if depth is None else calls[:-1])
+        head = read(results[0], Block)
+        if depth is None:
+            finalized = read_or_none(results[4], Block)
+            final = -1 if finalized is None else number(finalized.number)
+        else:
+            final = number(head.number) - depth
+        return View(
+            head=number(head.number),
+            final=final,
+            base_fee=number(head.base_fee_per_gas),
+            nonce=number(read(results[1], str)),
+            balance=number(read(results[2], str)),
+            tip=min(number(read(results[3], str)), self._network.max_tip_wei),
+        )
+
+    async def _settle(self, view: View, problems: dict[str, DriverProblem]) -> None:
+        """Find out what became of what was sent. Receipts are asked for after the head was seen: one in a block at or
+        below ``view.final`` stays."""
+        asked = [
+            intent
+            for intent in self._store.under_way()
+            if intent.state == "mined" or (intent.nonce is not None and intent.nonce < view.nonce)
+        ]
+        if not asked:
+            return
+        attempts = [attempt for tried in self._store.attempts([i.id for i in asked]).values() for attempt in tried]
+        results = await self._pool.batch([("eth_getTransactionReceipt", [a.tx_hash]) for a in attempts])
+        found: dict[int, Receipt] = {}
+        for attempt, result in zip(attempts, results, strict=True):
+            receipt = read_or_none(result, Receipt)
+            if receipt is not None:
+                found[attempt.intent] = receipt
+        for intent in asked:
+            self._judge(intent, found.get(intent.id), view, problems)
+
+    def _judge(self, intent: Intent, receipt: Receipt | None, view: View, problems: dict[str, DriverProblem]) -> None:
+        if receipt is None:
+            if intent.state == "mined":
+                self._changes += 1
+                with self._db.transaction(durable=True):
+                    self._store.note_vanished(intent.id)
+                self._sent_at.pop(intent.id, None)
+                log.warning("payment %s left the chain in a reorganisation; sending it again", intent.key)
+            elif intent.nonce is not None and intent.nonce < view.nonce:
+                looks = self._strange[intent.id] = self._strange.get(intent.id, 0) + 1
+                if looks >= STRANGE_LOOKS:
+                    text = f"nonce {intent.nonce} was used by a transaction that is not ours; {intent.key} is held back"
+                    self._note(problems, "TxStuck", text)
+            return
+        self._strange.pop(intent.id, None)
+        block = number(receipt.block_number)
+        final = block <= view.final
+        if intent.state == "mined" and intent.block_hash == receipt.block_hash and not final:
+            return
+        state = ("final" if receipt.succeeded else "failed") if final else "mined"
+        mined = msgspec.structs.replace(
+            intent,
+            state=state,
+            tx_hash=receipt.transaction_hash,
+            block_number=block,
+            block_hash=receipt.block_hash,
+            gas_used=number(receipt.gas_used),
+        )
+        self._changes += 1
+        with self._db.transaction(durable=True):
+            self._store.note_mined(mined)
+            if final:
+                self._on_done(mined)
+        if final:
+            self._forget(intent)
+
+    def _forget(self, intent: Intent) -> None:
+        self._sent_at.pop(intent.id, None)
+        for attempt in self._store.attempts([intent.id])[intent.id]:
+            self._offered_at.pop(attempt.tx_hash, None)
+
+    # Sending
+
+    async def _resend(self, view: View, problems: dict[str, DriverProblem]) -> None:
+        """The same bytes again from time to time; a better offer for the one that holds up the others."""
+        pending = [
+            i for i in self._store.under_way() if i.state == "sent" and i.nonce is not None and i.nonce >= view.nonce
+        ]
+        if not pending:
+            return
+        now = self._clock.monotonic()
+        due: list[Attempt] = []
+        attempts = self._store.attempts([i.id for i in pending])
+        for intent in pending:
+            tried = attempts[intent.id]
+            best = max(tried, key=lambda a: a.max_fee)
+            offered = self._offered_at.get(best.tx_hash, now)
+            if intent.nonce == view.nonce and now - offered >= self._network.replace_after_s:
+                better = self._better_offer(intent, tried, best, view, problems)
+                if better is not None:
+                    self._persist([], [better])
+                    due.append(better)
+                    continue
+            if now - self._sent_at.get(intent.id, float("-inf")) >= self._network.rebroadcast_s:
+                due.append(best)
+        await self._broadcast(due, problems)
+
+    def _better_offer(
+        self, intent: Intent, tried: Sequence[Attempt], best: Attempt, view: View, problems: dict[str, DriverProblem]
+    ) -> Attempt | None:
+        fee, tip = self._offer(view) or (0, 0)
+        # Both must rise by a tenth to be taken for a replacement; an eighth leaves room for rounding.
+        fee = max(fee, best.max_fee * 9 // 8 + 1)
+        tip = min(max(tip, best.max_tip * 9 // 8 + 1), fee)
+        if fee > self._network.max_fee_wei or len(tried) >= MAX_ATTEMPTS:
+            gwei = format_amount(self._network.max_fee_wei, 9)
+            self._note(
+                problems,
+                "TxStuck",
+                f"{intent.key} waits at {format_amount(best.max_fee, 9)} gwei; the limit for fees is {gwei} gwei",
+            )
+            return None
+        assert intent.nonce is not None
+        log.info("payment %s is offered again at %s gwei", intent.key, format_amount(fee, 9))
+        return self._sign(intent, intent.nonce, best.gas, fee, tip)
+
+    async def _send_new(self, view: View, problems: dict[str, DriverProblem]) -> None:
+        under_way = self._store.under_way()
+        in_flight = [intent for intent in under_way if intent.state == "sent"]
+        now = self._clock.monotonic()
+        self._put_off = {i: until for i, until in self._put_off.items() if until > now}
+        room = MAX_IN_FLIGHT - len(in_flight)
+        waiting = [i for i in self._store.waiting(MAX_IN_FLIGHT + len(self._put_off)) if i.id not in self._put_off]
+        waiting = waiting[: max(room, 0)]
+        if not waiting:
+            return
+        offer = self._offer(view)
+        if offer is None:
+            text = f"a unit of gas costs {format_amount(view.base_fee, 9)} gwei, more than the limit"
+            self._note(problems, "TxStuck", text)
+            return
+        admission = await self._admit(waiting, in_flight)
+        if admission.problem is not None:
+            problems[admission.problem.code] = admission.problem
+        ready = await self._affordable(admission.admitted, in_flight, view, offer[0], problems)
+        if not ready:
+            return
+        nonce = max(view.nonce, self._store.next_nonce())
+        try:
+            attempts = [self._sign(intent, nonce + place, gas, *offer) for place, (intent, gas) in enumerate(ready)]
+        except ShemError as error:
+            self._note(problems, "CantSign", error.message)
+            return
+        given = [(intent.id, nonce + place) for place, (intent, _) in enumerate(ready)]
+        await self._commit_and_send(given, attempts, problems)
+
+    async def _commit_and_send(
+        self,
+        given: Sequence[tuple[int, int]],
+        attempts: Sequence[Attempt],
+        problems: dict[str, DriverProblem],
+    ) -> None:
+        """Disk first, then the wire: the whole point."""
+        self._persist(given, attempts)
+        await self._broadcast(attempts, problems)
+
+    async def _affordable(
+        self,
+        admitted: Sequence[Intent],
+        in_flight: Sequence[Intent],
+        view: View,
+        fee: int,
+        problems: dict[str, DriverProblem],
+    ) -> list[tuple[Intent, int]]:
+        """Those that the chain would take and the account can pay the gas of, each with its gas limit."""
+        if not admitted:
+            return []
+        estimates = await self._pool.batch([("eth_estimateGas", [self._as_call(i)]) for i in admitted])
+        held = self._store.attempts([intent.id for intent in in_flight])
+        budget = view.balance - sum(i.value for i in in_flight)
+        budget -= sum(max((a.gas * a.max_fee for a in tried), default=0) for tried in held.values())
+        ready: list[tuple[Intent, int]] = []
+        for intent, estimate in zip(admitted, estimates, strict=True):
+            if isinstance(estimate, RpcRefused):
+                self._put_off[intent.id] = self._clock.monotonic() + PUT_OFF_S
+                if "insufficient funds" in estimate.message.lower():
+                    self._note(problems, "InsufficientGas", estimate.message)
+                else:
+                    self._note(problems, "TxStuck", f"the chain would refuse {intent.key}: {estimate.message}")
+                continue
+            # The receiver may spend all it has meanwhile, which makes the transfer dearer by a storage slot.
+            gas = number(read(estimate, str)) * 5 // 4 + 20_000
+            budget -= gas * fee + intent.value
+            if budget < 0:
+                missing = format_amount(-budget)
+                text = f"the account lacks {missing} {self._network.gas_symbol} for fees"
+                self._note(problems, "InsufficientGas", text, needed=missing)
+                break
+            ready.append((intent, gas))
+        return ready
+
+    def _as_call(self, intent: Intent) -> dict[str, str]:
+        return {
+            "from": self._signer.address,
+            "to": intent.dst,
+            "data": "0x" + intent.data.hex(),
+            "value": hex(intent.value),
+        }
+
+    def _offer(self, view: View) -> tuple[int, int] | None:
+        """(fee limit, tip) that should be mined soon; ``None`` when the network's limit does not reach that far."""
+        limit = self._network.max_fee_wei
+        if view.base_fee > limit:
+            return None
+        fee = min(limit, view.base_fee * 2 + view.tip)
+        return fee, min(view.tip, fee)
+
+    def _sign(self, intent: Intent, nonce: int, gas: int, fee: int, tip: int) -> Attempt:
+        signed = Transaction(
+            chain_id=self._network.chain_id,
+            nonce=nonce,
+            max_tip=tip,
+            max_fee=fee,
+            gas=gas,
+            to=intent.dst,
+            value=intent.value,
+            data=intent.data,
+        ).sign(self._signer)
+        return Attempt(signed.tx_hash, intent.id, signed.raw, gas, fee, tip, self._clock.now().timestamp())
+
+    def _persist(self, given: Sequence[tuple[int, int]], attempts: Sequence[Attempt]) -> None:
+        """Nonces and the bytes that use them, all or nothing, on the disk when this returns."""
+        self._changes += 1
+        with self._db.transaction(durable=True):
+            for intent, nonce in given:
+                self._store.give_nonce(intent, nonce)
+            for attempt in attempts:
+                self._store.add_attempt(attempt)
+
+    async def _broadcast(self, attempts: Sequence[Attempt], problems: dict[str, DriverProblem]) -> None:
+        if not attempts:
+            return
+        results = await self._pool.batch([("eth_sendRawTransaction", ["0x" + a.raw.hex()]) for a in attempts])
+        now = self._clock.monotonic()
+        for attempt, result in zip(attempts, results, strict=True):
+            self._sent_at[attempt.intent] = now
+            self._offered_at.setdefault(attempt.tx_hash, now)
+            if not isinstance(result, RpcRefused):
+                continue
+            reason = result.message.lower()
+            if any(harmless in reason for harmless in _HARMLESS):
+                continue
+            code = "InsufficientGas" if "insufficient funds" in reason else "RpcError"
+            self._note(problems, code, f"{attempt.tx_hash} is not taken: {result.message}")
+
+    def _note(self, problems: dict[str, DriverProblem], code: str, message: str, needed: str = "") -> None:
+        """One problem of a kind is enough to act on."""
+        problem = msgspec.convert(
+            {
+                "code": code,
+                "message": message,
+                "driver": DRIVER,
+                "network": self._network.name,
+                "address": self._signer.address,
+                "platform": self._network.platform.platform,
+                "needed": needed,
+            },
+            type=DriverProblem,
+        )
+        problems.setdefault(code, problem)
