@@ -81,17 +81,17 @@ class Settler:
             account = self._store.account(due.agreement_id, due.owner)
             if account is None:
                 continue
-            key = (account.owner, account.peer_id, account.platform, account.payer, account.payee)
+            key: tuple[str, ...] = (account.owner, account.peer_id, account.platform, account.payer, account.payee)
             accounts[key] = account
             groups.setdefault(key, []).append(due)
-        for key, dues in groups.items():
+        for way, dues in groups.items():
             for start in range(0, len(dues), MAX_PARTS):
                 try:
-                    self._order(accounts[key], dues[start : start + MAX_PARTS])
+                    self._order(accounts[way], dues[start : start + MAX_PARTS])
                 except Refused as error:
                     # Nothing but a changed configuration helps: keep the dues, show the problem, go on with the others.
-                    log.error("%s cannot be paid: %s", key, error)
-                    self._stuck[key] = self._problem(accounts[key], error)
+                    log.error("%s cannot be paid: %s", way, error)
+                    self._stuck[way] = self._problem(accounts[way], error)
 
     def _problem(self, account: ledger.Account, error: Refused) -> DriverProblem:
         platform = self._books.platforms.get(account.platform)

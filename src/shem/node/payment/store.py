@@ -31,8 +31,10 @@ create table payment_account (
     platform text not null, payer text not null, payee text not null, session text,
     noted text not null, notes_accepted text not null, invoiced text, accepted text not null,
     scheduled text not null, settled text not null, allocation_id text,
+    owing integer generated always as (accepted <> settled) stored,
     primary key (owner, agreement_id)
 ) without rowid;
+create index payment_account_owing on payment_account (owner, owing, platform);
 create index payment_account_allocation on payment_account (allocation_id);
 create table payment_chain (
     owner text not null, activity_id text not null, agreement_id text not null,
@@ -277,6 +279,15 @@ class Store:
         """All accounts of an owner."""
         rows = self._run(
             "select * from payment_account where owner = ? and (? is null or platform = ?)", owner, platform, platform
+        )
+        return [_account(row) for row in rows]
+
+    def owing(self, owner: str, platform: str) -> list[Account]:
+        """The owner's accounts as requestor that owe something not settled yet."""
+        rows = self._run(
+            "select * from payment_account where owner = ? and owing and platform = ? and role = 'Requestor'",
+            owner,
+            platform,
         )
         return [_account(row) for row in rows]
 
@@ -584,9 +595,11 @@ def _allocation(row: sqlite3.Row) -> Allocation:
 
 
 def _account(row: sqlite3.Row) -> Account:
+    values = dict(row)
+    del values["owing"]
     numbers = {name: int(row[name]) for name in ("noted", "notes_accepted", "accepted", "scheduled", "settled")}
     invoiced = None if row["invoiced"] is None else int(row["invoiced"])
-    return Account(**dict(row) | numbers | {"invoiced": invoiced})
+    return Account(**values | numbers | {"invoiced": invoiced})
 
 
 def _document(row: sqlite3.Row) -> Document:

@@ -1,0 +1,172 @@
+"""The payment service of a node: the parts put together, and what its REST door reads.
+
+Money is written durably and inline; what takes time is done by four kinds of owned tasks that are told, never poll:
+letters to peers (:mod:`~shem.node.payment.outbox`), orders of what is due and the end of allocations
+(:meth:`Payments._settle`), and looks at claimed payments (:mod:`~shem.node.payment.settlement`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Sequence
+from datetime import datetime
+
+import msgspec
+
+from shem.cogs.clock import Clock
+from shem.cogs.tasks import TaskScope
+from shem.node.db import Database
+from shem.node.payment import protocol
+from shem.node.payment.allocations import Allocations
+from shem.node.payment.books import Activities, Agreements, Books
+from shem.node.payment.drivers.base import DriverProblem, PaymentDriver
+from shem.node.payment.outbox import Outbox
+from shem.node.payment.protocol import Peers, Signer
+from shem.node.payment.provider import ProviderDesk
+from shem.node.payment.requestor import RequestorDesk
+from shem.node.payment.settlement import Settler, Verifier
+from shem.node.payment.store import Document, Event, Kind, Store, Transfer
+
+log = logging.getLogger(__name__)
+
+MAX_TIMER_S = 3600.0
+"""The longest single sleep of a timer; a wall clock that is set anew is noticed after this."""
+
+
+class PaymentConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator may choose."""
+
+    default_platform: str | None = None
+    """The platform of allocations that name none, and the first account; else the first that moves money."""
+    retry_s: tuple[float, float] = (0.5, 60.0)
+    """First and longest delay of another attempt to reach a peer."""
+    verify_s: tuple[float, float] = (0.2, 15.0)
+    """First and longest delay of another look at a claimed payment."""
+
+
+class Payments:
+    """One node's payments. Start it after the peer network is up and before REST is."""
+
+    def __init__(
+        self,
+        db: Database,
+        peers: Peers,
+        signer: Signer,
+        market: Agreements,
+        activities: Activities,
+        drivers: Sequence[PaymentDriver],
+        clock: Clock,
+        config: PaymentConfig | None = None,
+    ) -> None:
+        config = config or PaymentConfig()
+        self._peers = peers
+        self._signer = signer
+        self._drivers = list(drivers)
+        self._tasks = TaskScope("payment")
+        self._due = asyncio.Event()
+        self._timer: asyncio.Task[object] | None = None
+        self.books = Books(db, Store(db), signer, market, activities, drivers, clock)
+        self.books.wake_settler = self._due.set
+        self.allocations = Allocations(self.books, config.default_platform)
+        self.requestor = RequestorDesk(self.books)
+        self.provider = ProviderDesk(self.books)
+        self.settler = Settler(self.books)
+        self.verifier = Verifier(self.books, self._tasks, retry_s=config.verify_s)
+        self.outbox = Outbox(
+            self.books,
+            peers,
+            self._tasks,
+            delivered=self.provider.delivered,
+            refused=self.provider.refused,
+            retry_s=config.retry_s,
+        )
+
+    async def start(self) -> None:
+        """Serve peers and go on with what was left undone."""
+        serve, me = protocol.serve, self._signer
+        serve(self._peers, "debit-note", protocol.NoteMessage, me, self.requestor.receive_note)
+        serve(self._peers, "invoice", protocol.InvoiceMessage, me, self.requestor.receive_invoice)
+        serve(self._peers, "cancellation", protocol.CancellationMessage, me, self.requestor.receive_cancellation)
+        serve(self._peers, "acceptance", protocol.AcceptanceMessage, me, self.provider.receive_acceptance)
+        serve(self._peers, "rejection", protocol.RejectionMessage, me, self.provider.receive_rejection)
+        serve(self._peers, "payment", protocol.PaymentMessage, me, self.verifier.receive)
+        for driver in self._drivers:
+            await driver.start()
+        self.outbox.start()
+        self.verifier.start()
+        self._due.set()
+        self._tasks.start(self._settle(), "settle")
+
+    async def stop(self) -> None:
+        """End tasks and drivers; everything undone is in the database."""
+        self.books.pulses.beat_all()
+        await self._tasks.close()
+        for driver in self._drivers:
+            await driver.stop()
+
+    async def _settle(self) -> None:
+        """Order what is due and end allocations: when told, and when the next moment set in the store comes."""
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            self.allocations.release_expired()
+            self.settler.order_dues()
+            self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now = self.books.clock.now()
+        coming = [self.books.store.next_timeout(), self.books.store.next_due()]
+        # A due that could be ordered already and was not waits for the operator, not for time.
+        moments = [moment for moment in coming if moment is not None and moment > now]
+        if moments:
+            self._timer = self._tasks.start(self._ring((min(moments) - now).total_seconds()), "timer")
+
+    async def _ring(self, seconds: float) -> None:
+        await self.books.clock.sleep(min(seconds, MAX_TIMER_S))
+        self._due.set()
+
+    # --- reading ---
+
+    def document(self, owner: str, kind: Kind, document_id: str) -> Document:
+        """Raises :class:`~shem.node.payment.books.UnknownDocument`."""
+        return self.books.document(kind, document_id, owner)
+
+    def documents(self, owner: str, kind: Kind, after: datetime | None, limit: int) -> list[Document]:
+        """Oldest first, both roles'."""
+        return self.books.store.documents(owner, kind, after, limit)
+
+    async def events(
+        self,
+        owner: str,
+        kind: Kind,
+        *,
+        after: datetime | None,
+        limit: int,
+        session: str | None,
+        wanted: Collection[tuple[str, str]],
+        timeout_s: float,
+    ) -> list[Event]:
+        """Events strictly after ``after``, waiting up to ``timeout_s`` for the first. ``wanted`` are (role, type)."""
+
+        def read() -> list[Event] | None:
+            return self.books.store.events(owner, kind, after, limit, session, wanted) or None
+
+        return await self.books.pulses.wait_for((owner, kind), read, timeout_s) or []
+
+    async def transfers(
+        self, owner: str, *, after: datetime | None, limit: int, session: str | None, timeout_s: float
+    ) -> list[Transfer]:
+        """Payments made or received for good, strictly after ``after``, waiting up to ``timeout_s`` for the first."""
+
+        def read() -> list[Transfer] | None:
+            return self.books.store.transfers(owner, after, limit, session) or None
+
+        return await self.books.pulses.wait_for((owner, "payment"), read, timeout_s) or []
+
+    def problems(self) -> list[DriverProblem]:
+        """Why payments wait."""
+        return [*self.settler.problems(), *(problem for driver in self._drivers for problem in driver.problems())]
