@@ -36,6 +36,7 @@ check: setup     ## style, types, floors, generated code
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	$(PY) tools/gen_sync.py --check
+	$(PY) tools/gen_readme.py --check
 	$(PY) tools/build_guest.py --check
 	$(PY) tools/build_contracts.py --check
 
@@ -48,6 +49,7 @@ format: setup    ## put the code in order
 
 sync: setup      ## write the generated code anew
 	$(PY) tools/gen_sync.py
+	$(PY) tools/gen_readme.py
 
 lock: setup      ## resolve dependencies anew
 	tools/lock.sh

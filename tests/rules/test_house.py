@@ -1,0 +1,94 @@
+"""House rules that no linter knows."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from shem import errors
+from shem.errors import ShemError
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [ROOT / line for line in listed.splitlines()]
+
+
+def test_every_module_says_what_it_is() -> None:
+    silent = [
+        str(p.relative_to(ROOT))
+        for p in SOURCES
+        if p.stat().st_size and not ast.get_docstring(ast.parse(p.read_text()))
+    ]
+    assert silent == []
+
+
+def test_every_error_belongs_to_a_family_and_has_a_code_of_its_own_form() -> None:
+    families = {v for v in vars(errors).values() if isinstance(v, type) and issubclass(v, ShemError)}
+
+    def leaves(kind: type[ShemError]) -> list[type[ShemError]]:
+        return [kind, *(leaf for sub in kind.__subclasses__() for leaf in leaves(sub))]
+
+    for kind in leaves(ShemError):
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", kind.default_code), kind
+        assert (
+            any(kind is f or issubclass(kind, f) for f in families - {ShemError})
+            or kind is ShemError
+            or kind.__mro__[1] is ShemError
+        )
+
+
+def test_no_mocks_and_no_waiting_by_sleeping() -> None:
+    """A sleep of a tenth of a second or more in a test is somebody hoping; conditions are polled faster than that."""
+    mocks = re.compile(r"unittest\s*\.\s*mock|MagicMock|mocker")
+    naps = re.compile(r"(?:asyncio|time)\.sleep\(\s*(?:0\.[1-9]|[1-9])")
+    here = Path(__file__).resolve()
+    found = [
+        f"{p.relative_to(ROOT)}:{number}"
+        for p in TESTS
+        if p.resolve() != here
+        for number, line in enumerate(p.read_text().splitlines(), 1)
+        if mocks.search(line) or naps.search(line)
+    ]
+    assert found == []
+
+
+def test_no_package_index_is_named() -> None:
+    index = re.compile(r"pypi\.org|pythonhosted\.org|registry\.npmjs|deb\.debian\.org|security\.debian\.org")
+    here = Path(__file__).resolve()
+    named = []
+    for path in tracked():
+        if path.resolve() == here or not path.is_file():
+            continue
+        try:
+            text = path.read_text()
+        except UnicodeDecodeError:
+            continue
+        if index.search(text):
+            named.append(str(path.relative_to(ROOT)))
+    assert named == []
+
+
+def test_money_is_never_a_float() -> None:
+    """In the rooms of money no float() is called and no float literal stands, but for waiting times."""
+    rooms = [ROOT / "src/shem/terms/amounts.py", ROOT / "src/shem/node/payment/ledger.py"]
+    for room in rooms:
+        for node in ast.walk(ast.parse(room.read_text())):
+            assert not (isinstance(node, ast.Constant) and isinstance(node.value, float)), (room, node.lineno)
+            assert not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "float"), (
+                room
+            )
+
+
+@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "CRITIQUES.md"])
+def test_links_in_the_front_room_lead_somewhere(name: str) -> None:
+    text = (ROOT / name).read_text()
+    dead = [target for target in re.findall(r"\]\(([^)#:]+)\)", text) if not (ROOT / target).exists()]
+    assert dead == []
