@@ -247,7 +247,7 @@ class Verifier:
                 for part in message.parts
             )
             if known is not None:
-                if (known.payer_id, known.tx_hash, known.parts) != (message.issuer, message.tx_hash, parts):
+                if (known.payer_id, known.parts) != (message.issuer, parts):
                     raise WrongClaim("another payment has this id")
                 return
             if self._store.claims_of(owner, message.issuer) >= MAX_OPEN_CLAIMS:
@@ -329,7 +329,8 @@ class Verifier:
     def _found(self, claim: Transfer, found: VerifiedTransfer) -> None:
         """Count the transfer, as far as other claims leave something of it."""
         with self._books.write():
-            taken = self._store.claimed_on(claim.platform, claim.tx_hash, claim.payer, claim.payee)
+            # By the driver's spelling of the hash: the claim's may differ from another claim's in case only.
+            taken = self._store.claimed_on(found.platform, found.tx_hash, claim.payer, claim.payee)
             if taken + claim.amount > found.amount_units:
                 self._refute(
                     claim,
@@ -347,6 +348,7 @@ class Verifier:
                     claim,
                     state="final",
                     at=self._books.now(),
+                    tx_hash=found.tx_hash,
                     block_number=found.block_number,
                     block_hash=found.block_hash,
                 )
