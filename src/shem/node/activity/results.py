@@ -1,0 +1,201 @@
+"""From events to what the requestor asked to see: results of commands, and the stream. Pure.
+
+A command shows the output that its ``capture`` asks for and nothing else; commands without captures (deploy, start,
+transfer) show what they wrote. Text that a piece of output cuts through the middle of a character is held back until
+its rest arrives, so the pieces of a stream are the text; what is not UTF-8 is given as the values of its bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from shem.node.activity.events import STDERR, STDOUT, Event, Finished, Output, Progress, Started
+from shem.terms.script import AtEndCapture, CaptureMode, Command, Run, name_of, parse_with_source
+
+_WHOLE = CaptureMode(at_end=AtEndCapture())
+_LONGEST_TAIL = 3
+"""How many bytes of an unfinished UTF-8 character there can be."""
+
+Shown = str | bytes | None
+"""Output as the requestor asked for it: text, bytes, or nothing."""
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """One finished command."""
+
+    index: int
+    at_us: int
+    ok: bool
+    stdout: Shown
+    stderr: Shown
+    message: str | None
+    last: bool
+
+
+class StreamItem(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing to tell a reader of the stream: exactly one of the later fields is set."""
+
+    no: int
+    index: int
+    at_us: int
+    command: dict[str, Any] | None = None
+    stdout: Shown = None
+    stderr: Shown = None
+    progress: Progress | None = None
+    finished: Finished | None = None
+
+
+class Script:
+    """A batch's commands, parsed once."""
+
+    def __init__(self, text: str) -> None:
+        parsed = parse_with_source(text)
+        self.commands: list[Command] = [command for command, _ in parsed]
+        self.sources: list[dict[str, Any]] = [source for _, source in parsed]
+
+    def __len__(self) -> int:
+        return len(self.commands)
+
+    def mode(self, index: int, stream: int) -> CaptureMode | None:
+        """How the output of a command is captured; ``None``: not at all."""
+        command = self.commands[index]
+        if not isinstance(command, Run):
+            return _WHOLE
+        if command.capture is None:
+            return None
+        return command.capture.stdout if stream == STDOUT else command.capture.stderr
+
+    def describe(self, index: int) -> tuple[str, list[str]]:
+        """A command's name and, for ``run``, its words."""
+        command = self.commands[index]
+        return name_of(command), [command.entry_point, *command.args] if isinstance(command, Run) else []
+
+
+def show(mode: CaptureMode | None, output: bytes, *, wrote: bool) -> Shown:
+    """Captured output. ``wrote``: a command without a capture of its own shows nothing unless it wrote something."""
+    if mode is None or (mode is _WHOLE and not wrote):
+        return None
+    return as_text(mode, mode.cut(output))
+
+
+def as_text(mode: CaptureMode, output: bytes) -> str | bytes:
+    """Text where text is asked for and the bytes are text."""
+    if mode.binary:
+        return output
+    try:
+        return output.decode()
+    except UnicodeDecodeError:
+        return output
+
+
+def default_message(return_code: int) -> str | None:
+    """What a failed command says when its unit said nothing."""
+    return None if return_code == 0 else f"ExeScript command exited with code {return_code}"
+
+
+def results(script: Script, events: Iterable[Event]) -> list[Result]:
+    """Every finished command, from the first."""
+    done: list[Result] = []
+    written: dict[int, list[bytes]] = {STDOUT: [], STDERR: []}
+    current = 0
+    for event in events:
+        if event.index != current:
+            current = event.index
+            written = {STDOUT: [], STDERR: []}
+        match event.kind:
+            case Output(stream=stream, data=data):
+                written[stream].append(data)
+            case Finished(return_code=code, message=message):
+                stdout, stderr = written[STDOUT], written[STDERR]
+                done.append(
+                    Result(
+                        index=event.index,
+                        at_us=event.at_us,
+                        ok=code == 0,
+                        stdout=show(script.mode(event.index, STDOUT), b"".join(stdout), wrote=bool(stdout)),
+                        stderr=show(script.mode(event.index, STDERR), b"".join(stderr), wrote=bool(stderr)),
+                        message=message or default_message(code),
+                        last=code != 0 or event.index == len(script) - 1,
+                    )
+                )
+            case _:
+                pass
+    return done
+
+
+class Streamer:
+    """Turns events into stream items, keeping only the few bytes of an unfinished character per stream."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self._tails: dict[int, bytes] = {STDOUT: b"", STDERR: b""}
+        self._shown: dict[int, int] = {STDOUT: 0, STDERR: 0}
+
+    def needs_output(self, event: Event) -> bool:
+        """Whether :meth:`items` wants the command's whole output with this event (captured at its end)."""
+        return isinstance(event.kind, Finished) and any(
+            (mode := self._script.mode(event.index, stream)) is not None and not mode.streams
+            for stream in (STDOUT, STDERR)
+        )
+
+    def items(self, event: Event, output: Sequence[Event] = ()) -> list[StreamItem]:
+        """What to tell. ``output``: all events of this command, when :meth:`needs_output`."""
+        match event.kind:
+            case Started():
+                self._tails = {STDOUT: b"", STDERR: b""}
+                self._shown = {STDOUT: 0, STDERR: 0}
+                return [self._item(event, command=self._script.sources[event.index])]
+            case Output(stream=stream, data=data):
+                return self._piece(event, stream, data)
+            case Progress() as progress:
+                return [self._item(event, progress=progress)]
+            case Finished() as finished:
+                tails = [item for stream in (STDOUT, STDERR) for item in self._rest(event, stream, output)]
+                message = finished.message or default_message(finished.return_code)
+                return [*tails, self._item(event, finished=Finished(finished.return_code, message))]
+            case _:
+                return []
+
+    def _piece(self, event: Event, stream: int, data: bytes) -> list[StreamItem]:
+        mode = self._script.mode(event.index, stream)
+        if mode is None or mode.stream is None:
+            return []
+        if mode.stream.limit is not None:
+            data = data[: max(0, mode.stream.limit - self._shown[stream])]
+        self._shown[stream] += len(data)
+        if not mode.binary:
+            data, self._tails[stream] = split_text(self._tails[stream] + data)
+        return [self._output(event, stream, as_text(mode, data))] if data else []
+
+    def _rest(self, event: Event, stream: int, output: Sequence[Event]) -> list[StreamItem]:
+        mode = self._script.mode(event.index, stream)
+        if mode is None:
+            return []
+        if mode.streams:
+            tail, self._tails[stream] = self._tails[stream], b""
+            return [self._output(event, stream, tail)] if tail else []
+        pieces = [kind.data for e in output if isinstance(kind := e.kind, Output) and kind.stream == stream]
+        whole = mode.cut(b"".join(pieces))
+        return [self._output(event, stream, as_text(mode, whole))] if whole else []
+
+    def _output(self, event: Event, stream: int, shown: str | bytes) -> StreamItem:
+        if stream == STDOUT:
+            return self._item(event, stdout=shown)
+        return self._item(event, stderr=shown)
+
+    def _item(self, event: Event, **what: Any) -> StreamItem:
+        return StreamItem(no=event.no, index=event.index, at_us=event.at_us, **what)
+
+
+def split_text(data: bytes) -> tuple[bytes, bytes]:
+    """Split off the beginning of a UTF-8 character whose rest may still come."""
+    for back in range(1, min(_LONGEST_TAIL, len(data)) + 1):
+        byte = data[-back]
+        if byte & 0xC0 == 0x80:  # a continuation: its character began earlier
+            continue
+        needed = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
+        return (data[:-back], data[-back:]) if needed > back else (data, b"")
+    return data, b""
