@@ -1,0 +1,1 @@
+"""What drivers share on the host: mounts, user ids, control groups, watching. Knows no driver."""
