@@ -11,7 +11,8 @@ import pytest
 from shem.errors import ShemError
 from shem.sdk import CommandFailed, Golem, Rental, events
 from shem.testing.devnet import Devnet
-from tests.e2e.conftest import make_image, session, until
+from shem.testing.small_image import make_small_image
+from tests.e2e.conftest import session, until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 
@@ -40,7 +41,7 @@ async def test_an_image_that_no_registry_has(golem: Golem) -> None:
 
 
 async def test_an_image_whose_content_is_not_what_its_digest_says(golem: Golem, tmp_path: Path) -> None:
-    bad = make_image(tmp_path / "bad")
+    bad = make_small_image(tmp_path / "bad")
     layer = max((bad / "blobs" / "sha256").iterdir(), key=lambda p: p.stat().st_size)
     content = bytearray(layer.read_bytes())
     content[5000] ^= 1

@@ -1,0 +1,174 @@
+"""One node, put together: which parts there are, in which order they start, and that they stop in the other.
+
+Services start before the peer network opens, so that no early message finds nobody home; REST opens last, so that whoever gets
+an answer gets it from a whole node. On the way out REST closes first, then services, then peers, then the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from shem import __version__
+from shem.cogs.clock import SystemClock
+from shem.errors import Misconfigured
+from shem.node.activity.service import Activities
+from shem.node.config import NodeConfig
+from shem.node.db import Database
+from shem.node.files.service import Files
+from shem.node.identity.appkeys import AUTOCONFIGURED, AppKeys
+from shem.node.identity.keys import Identity
+from shem.node.market.service import Market
+from shem.node.payment.drivers.base import PaymentDriver
+from shem.node.payment.drivers.evm.driver import EvmDriver
+from shem.node.payment.drivers.free import FreeDriver
+from shem.node.payment.drivers.networks import networks_from
+from shem.node.payment.service import Payments
+from shem.node.peer.iroh import iroh_transport
+from shem.node.peer.network import PeerNetwork
+from shem.node.peer.transport import TransportFactory
+from shem.node.rest import activity as rest_activity
+from shem.node.rest import exeunit as rest_exeunit
+from shem.node.rest import files as rest_files
+from shem.node.rest import market as rest_market
+from shem.node.rest import payment as rest_payment
+from shem.node.rest import status as rest_status
+from shem.node.rest.server import build_app
+
+log = logging.getLogger(__name__)
+
+SHUTDOWN_S = 3.0
+"""How long open REST calls (long polls, mostly) may take to end when the node stops."""
+
+
+class Node:
+    """A running node. An async context manager."""
+
+    def __init__(self, config: NodeConfig, *, transport: TransportFactory | None = None) -> None:
+        self.config = config
+        self._transport = transport or iroh_transport(config.peer_bind)
+        self._stack = AsyncExitStack()
+        self.api_url = ""
+
+    async def __aenter__(self) -> Node:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._stack.aclose()
+
+    async def _start(self) -> None:
+        config, clock = self.config, SystemClock()
+        config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._stack.callback(_lock(config.data_dir / "lock"))
+        self.db = Database(config.data_dir / "node.db")
+        self._stack.callback(self.db.close)
+        self.identity = Identity.open_or_create(config.data_dir)
+        self.keys = AppKeys(self.db)
+        if config.app_key:
+            self.keys.create(AUTOCONFIGURED, self.identity.node_id, config.app_key)
+
+        self.peers = PeerNetwork(self.identity, self._transport, clock=clock)
+        self.market = Market(self.db, self.peers, self.identity, clock)
+        self.files = Files(self.db, self.peers, config.data_dir / "files", max_bytes=config.max_spool_bytes)
+        self.activities = Activities(self.db, self.peers, self.market, clock)
+        drivers: list[PaymentDriver] = [FreeDriver()]
+        if networks := networks_from(config.networks):
+            drivers.insert(0, EvmDriver(self.db, networks, [self.identity], clock=clock))
+        self.payments = Payments(self.db, self.peers, self.identity, self.market, self.activities, drivers, clock)
+        for service in (self.market, self.files, self.activities, self.payments):
+            await service.start()
+            self._stack.push_async_callback(service.stop)
+        await self._stack.enter_async_context(self.peers)
+        for address in config.bootstrap:
+            self.peers.add_bootstrap(address)
+        await self._open_rest()
+
+    async def _open_rest(self) -> None:
+        routes = [
+            *rest_status.routes(self.facts),
+            *rest_market.routes(self.market),
+            *rest_activity.routes(self.activities),
+            *rest_exeunit.routes(self.activities),
+            *rest_files.routes(self.files),
+            *rest_payment.routes(self.payments),
+        ]
+        runner = web.AppRunner(
+            build_app(routes, keys=self.keys.lookup),
+            access_log=None,
+            handler_cancellation=True,
+            shutdown_timeout=SHUTDOWN_S,
+        )
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, self.config.api_host, self.config.api_port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise Misconfigured(
+                f"REST cannot listen on {self.config.api_host}:{self.config.api_port}: {error.strerror}",
+                code="cannot_listen",
+                hint="another node may run there already; choose another --api-port",
+            ) from error
+        host, port = runner.addresses[0][:2]
+        self.api_url = f"http://{host}:{port}"
+
+    def facts(self) -> dict[str, Any]:
+        """What this node tells of itself."""
+        return {
+            "nodeId": self.identity.node_id,
+            "name": self.config.name,
+            "version": __version__,
+            "address": self.peers.address(),
+            "peers": self.peers.connected(),
+        }
+
+
+async def run_node(config: NodeConfig, ready: Callable[[dict[str, str]], None]) -> None:
+    """Run until SIGINT or SIGTERM. ``ready`` is told once where the node is."""
+    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with Node(config) as node:
+        ready({"api_url": node.api_url, "node_id": node.identity.node_id, "address": node.peers.address()})
+        log.info("node %s serves %s", node.identity.node_id, node.api_url)
+        await stop.wait()
+        log.info("stopping")
+
+
+def main(work: Coroutine[Any, Any, None]) -> None:
+    """Run on uvloop where it exists: twice the small calls per second."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(work)
+    else:
+        uvloop.run(work)
+
+
+def _lock(path: Path) -> Callable[[], None]:
+    """One process per data directory: two would sign with one key and pay from one account."""
+    handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise Misconfigured(
+            f"another node runs on {path.parent}", code="data_dir_in_use", hint="stop it, or choose another --data-dir"
+        ) from None
+    return lambda: os.close(handle)

@@ -1,0 +1,1 @@
+"""Measurements of the whole, beside the bare tools in the same run."""
