@@ -18,6 +18,8 @@ from shem.node.peer.limits import PeerLimits
 from shem.node.peer.links import Links
 
 MAX_BOOTSTRAPS = 64
+SHORT_LIFE_S = 5.0
+"""A link that ends sooner counts as a failure: who admits us and hangs up is not dialled in a tight loop."""
 
 
 class Bootstraps:
@@ -55,12 +57,16 @@ class Bootstraps:
         while True:
             try:
                 link = await self._door.dial(endpoint_id, addresses)
-                failures = 0
+                since = self._clock.monotonic()
                 await link.wait_ended()
+                if self._clock.monotonic() - since >= SHORT_LIFE_S:
+                    failures = 0
+                    continue
             except PeerFailed:
-                failures += 1
-                longest = min(self._limits.max_backoff_s, self._limits.first_backoff_s * 2 ** min(failures, 16))
-                await self._pause(longest * random.uniform(0.5, 1.0))  # noqa: S311
+                pass
+            failures += 1
+            longest = min(self._limits.max_backoff_s, self._limits.first_backoff_s * 2 ** min(failures - 1, 16))
+            await self._pause(longest * random.uniform(0.5, 1.0))  # noqa: S311
 
     async def _pause(self, seconds: float) -> None:
         pause: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -32,7 +32,7 @@ from shem.node.peer.hello import Hello, Met
 from shem.node.peer.limits import ENVELOPE, PeerLimits
 from shem.node.peer.link import Handler, Link, Route, Switchboard
 from shem.node.peer.links import Links
-from shem.node.peer.records import Credentials, SignedRecord, sign_record
+from shem.node.peer.records import Credentials, Record, SignedRecord, sign_record
 from shem.node.peer.remote_errors import PeerUnreachable, pack_error
 from shem.node.peer.transport import CloseCode, Connection, Stream, Transport, TransportFactory
 from shem.terms.ids import NodeId
@@ -176,26 +176,32 @@ class PeerNetwork:
         if self._scope is None or node_id == self.node_id:
             why = "the network is not up" if self._scope is None else "a node does not call itself"
             raise PeerUnreachable(why)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._find_and_dial(node_id)
+        except TimeoutError:
+            raise TimeoutError(f"no connection with {node_id} within {timeout_s:g} s") from None
+
+    async def _find_and_dial(self, node_id: NodeId) -> Link:
         book, failure = self._gossip.book, "nobody knows where it is"
-        async with asyncio.timeout(timeout_s):
-            known = book.get(node_id)
-            if known is not None:
-                try:
-                    return await self._dial_node(node_id, known[0].endpoint_id, known[0].addresses)
-                except PeerFailed as error:
-                    failure = error.message
-            await self._gossip.ask(node_id)
-            fresh = book.get(node_id)
-            if fresh is not None and (known is None or fresh[0].seq > known[0].seq):
-                return await self._dial_node(node_id, fresh[0].endpoint_id, fresh[0].addresses)
+        known = book.get(node_id)
+        if known is not None:
+            try:
+                return await self._dial_node(known[0])
+            except PeerFailed as error:
+                failure = error.message
+        await self._gossip.ask(node_id)
+        fresh = book.get(node_id)
+        if fresh is not None and (known is None or fresh[0].seq > known[0].seq):
+            return await self._dial_node(fresh[0])
         if (link := self._links.get(node_id)) is not None:
             return link
         raise PeerUnreachable(f"{node_id} cannot be reached: {failure}")
 
-    async def _dial_node(self, node_id: NodeId, endpoint_id: bytes, addresses: tuple[str, ...]) -> Link:
-        link = await self._door.dial(endpoint_id, addresses)
-        if link.node_id != node_id:
-            raise PeerUnreachable(f"{node_id} cannot be reached: another node answers there")
+    async def _dial_node(self, record: Record) -> Link:
+        link = await self._door.dial(record.endpoint_id, record.addresses)
+        if link.node_id != record.node_id:
+            raise PeerUnreachable(f"{record.node_id} cannot be reached: another node answers there")
         return link
 
     # --- knowing ----------------------------------------------------------------------------------------------------
