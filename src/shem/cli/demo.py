@@ -49,7 +49,10 @@ async def _demo(out: Path, providers: int, driver: str, console: Console) -> dic
     from shem.testing.render_image import build_render_image
 
     def step(text: str) -> AbstractContextManager[object]:
-        return console.status(text) if console.is_terminal and not console.quiet else nullcontext(console.print(text))
+        if console.is_terminal and not console.quiet:
+            return console.status(text)
+        console.print(text)
+        return nullcontext()
 
     out.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +33,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line when ready.")] = False,
 ) -> None:
     """Run the node in the foreground, until Ctrl-C or SIGTERM."""
-    from shem.node.app import run_node
+    from shem.node.app import main, run_node
 
     config = load_config(
         data_dir or default_data_dir(),
@@ -54,14 +52,4 @@ def run(
         else:
             typer.echo(f"node {facts['node_id']} is ready: REST at {facts['api_url']}, peers at {facts['address']}")
 
-    _run(run_node(config, ready))
-
-
-def _run(main: object) -> None:
-    """With uvloop where it exists: twice the small calls per second."""
-    if sys.platform != "win32":
-        import uvloop
-
-        uvloop.run(main)
-        return
-    asyncio.run(main)  # type: ignore[arg-type]
+    main(run_node(config, ready))

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from shem.cli.common import ApiUrl, AppKey, credentials
-from shem.cli.node import _run
 from shem.node.config import default_data_dir
 
 app = typer.Typer(help="The provider agent: offer this machine and be paid for its work.", no_args_is_help=True)
@@ -42,6 +41,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line when the offer is published.")] = False,
 ) -> None:
     """Offer this machine, until Ctrl-C or SIGTERM: then running agreements are ended and billed."""
+    from shem.node.app import main
     from shem.provider.agent import run_provider
     from shem.provider.config import load_provider_config
 
@@ -70,4 +70,4 @@ def run(
         else:
             typer.echo(f"offering as {facts.get('name')}: {facts}")
 
-    _run(run_provider(config, url, key, ready))
+    main(run_provider(config, url, key, ready))

@@ -82,7 +82,7 @@ class Node:
             self.keys.create(AUTOCONFIGURED, self.identity.node_id, config.app_key)
 
         self.peers = PeerNetwork(self.identity, self._transport, clock=clock)
-        self.market = Market(self.db, self.peers, self.identity, clock)
+        self.market = Market(self.db, self.peers, {self.identity.node_id: self.identity}, clock)
         self.files = Files(self.db, self.peers, config.data_dir / "files", max_bytes=config.max_spool_bytes)
         self.activities = Activities(self.db, self.peers, self.market, clock)
         drivers: list[PaymentDriver] = [FreeDriver()]

@@ -10,7 +10,8 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from shem.cogs.ociarchive import host_architecture, write_layout
+from shem.cogs.ociarchive import write_layout
+from shem.cogs.ociformat import host_architecture
 from shem.errors import Misconfigured
 
 LAYER = "application/vnd.oci.image.layer.v1.tar"
