@@ -124,13 +124,6 @@ class AgreementCancelledEvent(Wire, tag_field="eventType", tag=True):
     reason: Reason | None = None
 
 
-class AgreementExpiredEvent(Wire, tag_field="eventType", tag=True):
-    """Not in the original's list: an agreement was not approved before its ``validTo``."""
-
-    event_date: Timestamp
-    agreement_id: str
-
-
 class AgreementTerminatedEvent(Wire, tag_field="eventType", tag=True):
     event_date: Timestamp
     agreement_id: str
@@ -143,7 +136,6 @@ AgreementOperationEvent = (
     AgreementApprovedEvent
     | AgreementRejectedEvent
     | AgreementCancelledEvent
-    | AgreementExpiredEvent
     | AgreementTerminatedEvent
 )
 
