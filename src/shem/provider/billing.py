@@ -161,6 +161,11 @@ class Bill:
         if order.payment_due is not None:
             self._last_payable = at
 
+    def note_refused(self, order: SendNote) -> None:
+        """The own node will not have this note: the invoice asks for the sum instead."""
+        account = self._accounts[order.activity_id]
+        account.final_sent = account.final_sent or order.final
+
     def note_asked_before(self, activity_id: str, amount: int) -> None:
         """A note of this amount is already with the requestor (found after a restart)."""
         account = self._accounts[activity_id]
@@ -217,6 +222,10 @@ class Bill:
     def activity_ids(self) -> list[str]:
         """All that were ever begun, in order."""
         return list(self._accounts)
+
+    def asked(self, activity_id: str) -> int:
+        """The highest sum that was asked for the activity, in base units."""
+        return self._accounts[activity_id].asked
 
     def knows(self, note_id: str) -> bool:
         """Is this one of our notes that something may still be due for?"""

@@ -50,12 +50,19 @@ class Plan(msgspec.Struct, frozen=True):
     slots: int
 
 
-def plan(hardware: Hardware, limits: ResourceLimits) -> Plan:
-    """Divide the machine. Raises ``Misconfigured`` when the owner's limits leave nothing to rent."""
-    threads = min(hardware.cpu.threads, limits.cpu_threads or math.inf)
-    memory = max(hardware.memory_bytes - _RESERVED_MEMORY, hardware.memory_bytes // 2)
+def plan(hardware: Hardware, limits: ResourceLimits, agents: int = 1) -> Plan:
+    """Divide the machine, of which ``agents`` agents have an equal part each.
+
+    Threads are then shared out whole: at least one each, as the kernel divides its time fairly anyway.
+    Raises ``Misconfigured`` when the owner's limits leave nothing to rent.
+    """
+    threads = hardware.cpu.threads
+    if agents > 1:
+        threads = min(threads, max(1.0, threads // agents))
+    threads = min(threads, limits.cpu_threads or math.inf)
+    memory = max(hardware.memory_bytes - _RESERVED_MEMORY, hardware.memory_bytes // 2) // agents
     memory = min(memory, _bytes(limits.memory_gib) or memory)
-    storage = int(hardware.disk_free_bytes * _DISK_HEADROOM)
+    storage = int(hardware.disk_free_bytes * _DISK_HEADROOM) // agents
     storage = min(storage, _bytes(limits.storage_gib) or storage)
     if threads < 0.01 or memory < (16 << 20) or storage < (16 << 20):
         raise Misconfigured(

@@ -1,23 +1,25 @@
 """What the owner of a machine decides, read once when the agent starts and never changed while it runs.
 
-The settings live as ``provider.json`` in the agent's data directory, written by :func:`save` and read by :func:`load`;
-what one run adds (where the node is, its key) comes with the call and is never written. Sizes in the file are GiB and
-may be fractions, prices are decimal strings of tokens: both are what an owner thinks in. Every value is checked here,
-so that nothing later needs to doubt it.
+The settings live in ``provider.toml`` in the agent's data directory; the command line lays its own over them. Sizes are
+GiB and may be fractions, prices are decimal strings of tokens: both are what an owner thinks in. Every value is checked
+here, so that nothing later needs to doubt it.
 """
 
 from __future__ import annotations
 
-import os
-from datetime import timedelta
+import platform
+import re
+import tomllib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from shem.errors import Misconfigured
 from shem.provider.presets import DEFAULT_PRESET, Preset
 
-FILE_NAME = "provider.json"
+FILE_NAME = "provider.toml"
 
 
 class ResourceLimits(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -51,104 +53,132 @@ class Rules(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     """When an invoice is due if no payment timeout was negotiated."""
 
 
-class ProviderConfig(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
+class ProviderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One run of the provider agent."""
 
     data_dir: Path
-    api_url: str = "http://127.0.0.1:7465"
-    app_key: str = ""
-    node_name: str = ""
+    name: str = ""
+    """What requestors see; the host's name by default."""
     subnet: str = "public"
     limits: ResourceLimits = ResourceLimits()
+    share: int = 1
+    """So many agents share this machine: each offers that part of its memory and disk, and at least one thread."""
     rules: Rules = Rules()
     presets: tuple[Preset, ...] = (DEFAULT_PRESET,)
-    active_presets: tuple[str, ...] = (DEFAULT_PRESET.name,)
+    active_presets: tuple[str, ...] = ()
+    """By name; empty = the first."""
     drivers: tuple[str, ...] = ()
     """Sandbox drivers in order of preference, by name; empty = the best that works here."""
+    images_dir: Path | None = None
+    """Where images are unpacked; ``images`` below the data directory by default."""
+    image_cache_gib: float = 20.0
     default_registry: str = ""
     """Where short image names (``python:3.12``) come from; empty = only full names are taken."""
     insecure_registries: tuple[str, ...] = ()
     """``host:port`` of registries spoken to over plain HTTP."""
-    image_cache_gib: float = 20.0
-    shutdown_timeout_s: float = 30.0
+    shutdown_timeout_s: float = 20.0
     """How long a stopping agent tries to deliver its last notes and invoices."""
 
     def __post_init__(self) -> None:
         _check(self)
 
     @property
+    def node_name(self) -> str:
+        return self.name or platform.node() or "provider"
+
+    @property
     def enabled(self) -> tuple[Preset, ...]:
         """The presets that are offered."""
+        if not self.active_presets:
+            return self.presets[:1]
         known = {preset.name: preset for preset in self.presets}
         return tuple(known[name] for name in self.active_presets)
 
     @property
-    def idle_limit(self) -> timedelta:
-        return timedelta(seconds=self.rules.idle_limit_s)
+    def images(self) -> Path:
+        """The image store has one owner: agents that share a machine get a directory each."""
+        root = self.images_dir or self.data_dir / "images"
+        if self.images_dir is None or self.share == 1:
+            return root
+        return root / re.sub(r"[^A-Za-z0-9._-]", "_", self.node_name).lstrip(".")
+
+    @property
+    def units_dir(self) -> Path:
+        """Where sandboxes are made."""
+        return self.data_dir / "units"
 
 
-class _Stored(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
-    """The part of :class:`ProviderConfig` that outlives a run."""
+def load_provider_config(data_dir: Path, overrides: Mapping[str, Any] | None = None) -> ProviderConfig:
+    """Read ``data_dir/provider.toml`` (if it is there) and lay ``overrides`` (``None`` = not given) over it.
 
-    node_name: str = ""
-    subnet: str = "public"
-    limits: ResourceLimits = ResourceLimits()
-    rules: Rules = Rules()
-    presets: tuple[Preset, ...] = (DEFAULT_PRESET,)
-    active_presets: tuple[str, ...] = (DEFAULT_PRESET.name,)
-    drivers: tuple[str, ...] = ()
-    default_registry: str = ""
-    insecure_registries: tuple[str, ...] = ()
-    image_cache_gib: float = 20.0
-    shutdown_timeout_s: float = 30.0
-
-
-def load(data_dir: Path, *, api_url: str, app_key: str) -> ProviderConfig:
-    """The stored settings of ``data_dir`` (defaults where there is no file). Raises ``Misconfigured``."""
+    Overrides are fields of :class:`ProviderConfig` and, for the command line, ``driver`` (``auto`` or a name),
+    ``price_start``, ``price_hourly``, ``price_cpu_hourly`` (which change the first active preset), ``threads``,
+    ``memory_gib`` and ``storage_gib``. Raises ``Misconfigured`` with the field and what it should be.
+    """
     path = data_dir / FILE_NAME
-    stored = _Stored()
+    values: dict[str, Any] = {}
     if path.exists():
         try:
-            stored = msgspec.json.decode(path.read_bytes(), type=_Stored)
-        except msgspec.MsgspecError as error:
-            raise Misconfigured(
-                f"{path} is not a provider configuration: {error}",
-                code="bad_provider_config",
-                hint="correct the named setting, or move the file away to start from the defaults",
-            ) from None
-    values = {name: getattr(stored, name) for name in stored.__struct_fields__}
-    return ProviderConfig(data_dir=data_dir, api_url=api_url, app_key=app_key, **values)
+            values = tomllib.loads(path.read_text())
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise Misconfigured(f"{path} cannot be read: {error}", code="bad_provider_config") from error
+    given = {name: value for name, value in (overrides or {}).items() if value is not None}
+    driver = given.pop("driver", "auto")
+    if driver != "auto":
+        values["drivers"] = [driver]
+    limits = {
+        field: given.pop(name)
+        for name, field in {"threads": "cpu_threads", "memory_gib": "memory_gib", "storage_gib": "storage_gib"}.items()
+        if name in given
+    }
+    if limits:
+        values["limits"] = {**values.get("limits", {}), **limits}
+    prices = {field: given.pop(name) for name, field in _PRICES.items() if name in given}
+    values |= given
+    values["data_dir"] = str(data_dir)
+    try:
+        config = msgspec.convert(values, ProviderConfig, strict=False, dec_hook=_path)
+    except msgspec.ValidationError as error:
+        raise Misconfigured(
+            f"the provider settings of {data_dir} are wrong: {error}",
+            code="bad_provider_config",
+            hint=f"correct the named setting in {path} or on the command line",
+        ) from error
+    return _priced(config, prices) if prices else config
 
 
-def save(config: ProviderConfig) -> None:
-    """Write the lasting part of ``config`` to its data directory; the file is replaced in one step."""
-    stored = _Stored(**{name: getattr(config, name) for name in _Stored.__struct_fields__})
-    config.data_dir.mkdir(parents=True, exist_ok=True)
-    path = config.data_dir / FILE_NAME
-    draft = path.with_suffix(".new")
-    with draft.open("wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(stored), indent=2) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+_PRICES = {"price_start": "start", "price_hourly": "env_per_hour", "price_cpu_hourly": "cpu_per_hour"}
+
+
+def _priced(config: ProviderConfig, prices: Mapping[str, str]) -> ProviderConfig:
+    first = config.enabled[0]
+    changed = msgspec.structs.replace(first, **prices)
+    presets = tuple(changed if preset is first else preset for preset in config.presets)
+    return msgspec.structs.replace(config, presets=presets)
+
+
+def _path(kind: type, value: object) -> object:
+    if kind is Path:
+        return Path(str(value))
+    raise NotImplementedError(kind)
 
 
 def _check(config: ProviderConfig) -> None:
     names = [preset.name for preset in config.presets]
-    if len(set(names)) != len(names):
-        raise Misconfigured("two presets have the same name", code="bad_preset", hint="give each its own name")
+    if not names or len(set(names)) != len(names):
+        raise Misconfigured("there must be a preset, and each needs its own name", code="bad_preset")
     missing = [name for name in config.active_presets if name not in names]
     if missing:
         raise Misconfigured(
             f"active preset {missing[0]!r} does not exist", code="bad_preset", hint=f"known presets: {', '.join(names)}"
         )
-    if not config.active_presets:
-        raise Misconfigured("no preset is active, so nothing would be offered", code="bad_preset")
     limits = config.limits
     for name in ("cpu_threads", "memory_gib", "storage_gib", "max_agreements"):
         value = getattr(limits, name)
         if value is not None and not value > 0:
             raise Misconfigured(f"limits.{name} must be greater than zero, not {value}", code="bad_limit")
+    if config.share < 1:
+        raise Misconfigured(f"share must be at least 1, not {config.share}", code="bad_limit")
     rules = config.rules
     for name in ("interval_range_s", "payment_timeout_range_s"):
         low, high = getattr(rules, name)

@@ -51,12 +51,6 @@ class Preset(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
             raise Misconfigured(f"preset {self.name!r}: {error.message}", code="bad_price") from None
 
 
-DEFAULT_PRESET = Preset(name="default", start="0", env_per_hour="0.005", cpu_per_hour="0.025")
-"""The usual prices on the network: 0.025 tokens per CPU hour and 0.005 per hour of rental."""
-FREE_PRESET = Preset(name="free")
-"""Work for nothing: no chain is needed."""
-
-
 def _price(preset: str, label: str, text: str) -> Decimal:
     try:
         value = Decimal(text)
@@ -76,3 +70,9 @@ def _price(preset: str, label: str, text: str) -> Decimal:
 def _per_second(hourly: Decimal) -> Decimal:
     """Rounded to what an offer's floating-point coefficient carries exactly: both sides compute with the same."""
     return Decimal(repr(float(hourly / 3600)))
+
+
+DEFAULT_PRESET = Preset(name="default", start="0", env_per_hour="0.005", cpu_per_hour="0.025")
+"""The usual prices on the network: 0.025 tokens per CPU hour and 0.005 per hour of rental."""
+FREE_PRESET = Preset(name="free")
+"""Work for nothing: no chain is needed."""

@@ -1,0 +1,118 @@
+"""Debit notes and invoices, carried out: issued at the own node, sent, tried again until they are there.
+
+An agreement gets exactly one invoice, also for nothing: requestors wait for it. Whoever asks for it a second time (a
+retry after a lost answer, a restart) is given the one that exists.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timedelta
+
+from shem.client.payment import PaymentApi
+from shem.cogs.clock import Clock
+from shem.errors import Conflict, Gone, NotFound, PeerFailed, Refused
+from shem.provider.billing import Bill, SendNote
+from shem.terms.amounts import format_amount
+from shem.wire.payment import Invoice, NewDebitNote, NewInvoice
+
+log = logging.getLogger(__name__)
+
+_SEND_WAIT_S = 5.0
+_FIRST_RETRY_S = 0.5
+_LAST_RETRY_S = 60.0
+_SKEW = timedelta(minutes=10)
+"""How far the node's clock may be from ours when we look for documents of an agreement."""
+
+
+class Accountant:
+    """Sends what :class:`~shem.provider.billing.Bill` decides."""
+
+    def __init__(self, payment: PaymentApi, clock: Clock) -> None:
+        self._payment = payment
+        self._clock = clock
+
+    async def send_note(self, bill: Bill, order: SendNote) -> None:
+        """Issue a note and send it. Raises ``PeerFailed`` when the own node is away: nothing was entered then."""
+        note = await self._payment.issue_debit_note(
+            NewDebitNote(
+                activity_id=order.activity_id,
+                total_amount_due=format_amount(order.amount),
+                usage_counter_vector=list(order.usage),
+                payment_due_date=order.payment_due,
+            )
+        )
+        # entered before it is sent: its acceptance may come back faster than the answer to our call
+        bill.note_sent(order, note.debit_note_id, self._clock.now())
+        try:
+            await self._payment.send_debit_note(note.debit_note_id, timeout_s=_SEND_WAIT_S)
+        except (PeerFailed, TimeoutError) as error:
+            log.info("debit note %s is on its way: %s", note.debit_note_id, error)  # the node goes on trying
+
+    async def invoice_once(self, agreement_id: str, bill: Bill, since: datetime) -> Invoice | None:
+        """Issue and send the invoice of an agreement that began at ``since``; retried until the node has it.
+
+        ``None`` when the node refuses it for good (which is logged).
+        """
+        pause = _FIRST_RETRY_S
+        uncertain = False
+        while True:
+            try:
+                invoice = await self._existing(agreement_id, since) if uncertain else None
+                if invoice is None:
+                    invoice = await self._issue(agreement_id, bill, since)
+                await self._send(invoice)
+                return invoice
+            except (PeerFailed, TimeoutError) as error:
+                uncertain = True
+                log.warning("agreement %s: no invoice yet: %s", agreement_id, error)
+            except Refused as error:
+                log.error("agreement %s: the node refuses our invoice: %s", agreement_id, error)
+                return None
+            await self._clock.sleep(pause)
+            pause = min(_LAST_RETRY_S, pause * 2)
+
+    async def existing(self, agreement_id: str, since: datetime) -> Invoice | None:
+        """The invoice that an earlier run issued, if any."""
+        return await self._existing(agreement_id, since)
+
+    async def asked_before(self, agreement_id: str, since: datetime) -> dict[str, str]:
+        """The highest total (a decimal string) that was asked for each activity of the agreement."""
+        asked: dict[str, str] = {}
+        for note in await self._payment.debit_notes(after=since - _SKEW):
+            if note.agreement_id == agreement_id and note.status != "CANCELLED":
+                asked[note.activity_id] = note.total_amount_due  # oldest first, and totals only grow
+        return asked
+
+    async def _issue(self, agreement_id: str, bill: Bill, since: datetime) -> Invoice:
+        order = NewInvoice(
+            agreement_id=agreement_id,
+            amount=format_amount(bill.total),
+            payment_due_date=self._clock.now() + bill.terms.invoice_due,
+            activity_ids=bill.activity_ids,
+        )
+        try:
+            return await self._payment.issue_invoice(order)
+        except Conflict:
+            found = await self._existing(agreement_id, since)
+            if found is None:
+                raise
+            return found
+
+    async def _existing(self, agreement_id: str, since: datetime) -> Invoice | None:
+        for invoice in await self._payment.invoices(after=since - _SKEW):
+            if invoice.agreement_id == agreement_id and invoice.status != "CANCELLED":
+                return invoice
+        return None
+
+    async def _send(self, invoice: Invoice) -> None:
+        if invoice.status != "ISSUED":
+            return
+        try:
+            await self._payment.send_invoice(invoice.invoice_id, timeout_s=_SEND_WAIT_S)
+        except (NotFound, Gone, Conflict) as error:
+            log.info("invoice %s: %s", invoice.invoice_id, error)
+        except (PeerFailed, TimeoutError) as error:
+            if getattr(error, "code", "") == "node_unreachable":
+                raise
+            log.info("invoice %s is on its way: %s", invoice.invoice_id, error)  # the node goes on trying

@@ -1,0 +1,193 @@
+"""What each command of a script does to the machine, and what of it is reported."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from shem.client.exeunit import ExeUnitLink
+from shem.client.files import FilesApi
+from shem.cogs.tasks import TaskScope
+from shem.provider.exeunit.capture import OutputBudget, StreamCapture
+from shem.provider.exeunit.failures import (
+    DISK_FULL,
+    OUT_OF_MEMORY,
+    TIMED_OUT,
+    UNSUPPORTED,
+    CommandFailed,
+    nonzero_exit,
+    not_started,
+)
+from shem.provider.exeunit.machine import Machine
+from shem.provider.exeunit.transfer import Transfers
+from shem.runtimes.base import CommandNotStarted, ExitStatus, Sandbox
+from shem.terms.script import Command, Deploy, ProgressOption, Run, Start, Transfer
+from shem.wire.exeunit import Progress, Stderr, Stdout
+
+T = TypeVar("T")
+
+START_ENTRYPOINT = "start-entrypoint"
+"""The argument of ``start`` that asks for the image's own program."""
+_MAX_TIMEOUT_S = 366 * 24 * 3600.0
+_PROGRESS_INTERVAL_S = 0.3
+_NEARLY_FULL = 0.98
+
+
+class Commands:
+    """Runs deploy, start, run and transfer; reports output and progress on the way."""
+
+    def __init__(
+        self, machine: Machine, files: FilesApi, link: ExeUnitLink, on_sandbox: Callable[[Sandbox], None]
+    ) -> None:
+        """``on_sandbox`` is told of each new sandbox."""
+        self._machine = machine
+        self._files = files
+        self._link = link
+        self._on_sandbox = on_sandbox
+
+    async def run(self, batch_id: str, index: int, command: Command, raw: dict[str, Any], budget: OutputBudget) -> None:
+        """Carry out one command whose turn it is. Raises :class:`CommandFailed` and other errors of the work."""
+        match command:
+            case Deploy():
+                progress = _Progress(self._link, batch_id, index, command.progress)
+                printed = await progress.during(self._machine.deploy(command, progress.fetching))
+                self._on_sandbox(self._machine.running)
+                await self._link.emit_output(batch_id, index, Stdout, printed.encode())
+            case Start():
+                await self._start(command)
+            case Run():
+                await self._run(batch_id, index, command, _timeout(raw), budget)
+            case Transfer():
+                progress = _Progress(self._link, batch_id, index, command.progress)
+                transfers = Transfers(
+                    self._machine.running.guest, self._files, max_bytes=self._machine.limits.disk_bytes
+                )
+                await progress.during(transfers.run(command, progress.moved))
+            case _:
+                raise CommandFailed(UNSUPPORTED, "signed results are not offered here")
+
+    async def _start(self, command: Start) -> None:
+        if START_ENTRYPOINT not in command.args:
+            return
+        image = self._machine.image
+        argv = [*image.entrypoint, *image.cmd]
+        if not argv:
+            raise CommandFailed("no_entrypoint", "the image has neither an ENTRYPOINT nor a CMD")
+        self._machine.start_in_background(argv)
+
+    async def _run(
+        self, batch_id: str, index: int, command: Run, timeout_s: float | None, budget: OutputBudget
+    ) -> None:
+        capture = command.capture
+        streams = {
+            1: StreamCapture(capture.stdout if capture else None, Stdout, budget),
+            2: StreamCapture(capture.stderr if capture else None, Stderr, budget),
+        }
+
+        async def on_output(stream: int, data: bytes) -> None:
+            for event in streams[stream].feed(data):
+                await self._link.emit(batch_id, index, event)
+
+        machine = self._machine
+        sandbox = machine.running
+        try:
+            status = await sandbox.guest.run(
+                [command.entry_point, *command.args],
+                env=machine.env,
+                cwd=machine.image.workdir or "/",
+                user=machine.image.user,
+                on_output=on_output,
+                timeout_s=timeout_s,
+            )
+        except CommandNotStarted as error:
+            raise not_started(error, command.entry_point) from None
+        for stream in streams.values():
+            for event in stream.finish():
+                await self._link.emit(batch_id, index, event)
+        self._judge(status, timeout_s, sandbox)
+
+    def _judge(self, status: ExitStatus, timeout_s: float | None, sandbox: Sandbox) -> None:
+        """Raises the most telling failure of a command that ended."""
+        if status.timed_out:
+            raise CommandFailed(
+                TIMED_OUT, f"the command ran longer than {timeout_s:g} s and was killed", return_code=status.code
+            )
+        if status.code == 0:
+            return
+        limits = self._machine.limits
+        if status.oom:
+            raise CommandFailed(
+                OUT_OF_MEMORY,
+                f"the command used more than {limits.memory_bytes >> 20} MiB (limit) and was killed",
+                return_code=status.code,
+            )
+        if sandbox.usage().disk_bytes >= limits.disk_bytes * _NEARLY_FULL:
+            raise CommandFailed(
+                DISK_FULL,
+                f"the command failed and the disk is full ({limits.disk_bytes >> 20} MiB)",
+                return_code=status.code,
+            )
+        raise nonzero_exit(status.code)
+
+
+class _Progress:
+    """Reports how far a deploy or transfer is, when the command asks for it: the newest numbers, not each of them."""
+
+    def __init__(self, link: ExeUnitLink, batch_id: str, index: int, option: ProgressOption | None) -> None:
+        self._link = link
+        self._place = (batch_id, index)
+        self._interval_s = None if option is None else _interval(option.update_interval)
+        self._newest: Progress | None = None
+        self._changed = asyncio.Event()
+
+    def fetching(self, done: int, total: int, what: str) -> None:
+        """The image store's word; a total of 0 is not known yet."""
+        self._note(Progress(step=(0, 1), message=what, progress=(done, total or None), unit="Bytes"))
+
+    def moved(self, done: int, total: int | None) -> None:
+        """A transfer's word."""
+        self._note(Progress(step=(0, 1), progress=(done, total), unit="Bytes"))
+
+    async def during(self, work: Coroutine[Any, Any, T]) -> T:
+        """Report while ``work`` runs."""
+        if self._interval_s is None:
+            return await work
+        async with TaskScope("progress") as scope:
+            scope.start(self._report(self._interval_s), "report")
+            result = await work
+        if self._newest is not None:
+            await self._link.emit(*self._place, self._newest)
+        return result
+
+    def _note(self, progress: Progress) -> None:
+        self._newest = progress
+        self._changed.set()
+
+    async def _report(self, interval_s: float) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            newest, self._newest = self._newest, None
+            if newest is not None:
+                await self._link.emit(*self._place, newest)
+            await asyncio.sleep(interval_s)  # a rate, not a wait: whatever comes meanwhile is merged
+
+
+def _interval(text: str | None) -> float:
+    """``300ms``, ``2s``: seconds, within reason; the default for anything else."""
+    found = re.fullmatch(r"(\d{1,6})(ms|s)", text or "")
+    if found is None:
+        return _PROGRESS_INTERVAL_S
+    return min(60.0, max(0.05, int(found[1]) / (1000 if found[2] == "ms" else 1)))
+
+
+def _timeout(raw: dict[str, Any]) -> float | None:
+    """Our extension: ``{"run": {…, "timeoutSec": 5.0}}``."""
+    value = raw["run"].get("timeoutSec")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MAX_TIMEOUT_S:
+        raise CommandFailed("bad_timeout", f"timeoutSec must be a number of seconds greater than 0, not {value!r}")
+    return float(value)

@@ -1,0 +1,50 @@
+"""The usage counters of one activity, measured from outside the sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shem.cogs.clock import Clock
+from shem.provider.presets import CPU, DURATION
+from shem.runtimes.base import Sandbox
+
+
+class Meter:
+    """Counts from its making. CPU time of sandboxes that are gone stays counted; counters never go back."""
+
+    def __init__(self, clock: Clock, vector: Sequence[str]) -> None:
+        self._clock = clock
+        self._vector = tuple(vector)
+        self._began = clock.monotonic()
+        self._ended: float | None = None
+        self._sandbox: Sandbox | None = None
+        self._cpu_before = 0.0
+        self._cpu = 0.0
+
+    def attach(self, sandbox: Sandbox) -> None:
+        """Count this sandbox's CPU time from now on."""
+        self.detach()
+        self._sandbox = sandbox
+
+    def detach(self) -> None:
+        """The sandbox is going away: keep what it has used. Call it after the last command, before or after destroy."""
+        self._read()
+        self._cpu_before = self._cpu
+        self._sandbox = None
+
+    def stop(self) -> None:
+        """The activity has ended: time stands still."""
+        self._read()
+        if self._ended is None:
+            self._ended = self._clock.monotonic()
+
+    def read(self) -> list[float]:
+        """The counters now, in the order of the usage vector; ones we do not measure are 0."""
+        self._read()
+        until = self._clock.monotonic() if self._ended is None else self._ended
+        known = {DURATION: round(until - self._began, 3), CPU: round(self._cpu, 6)}
+        return [known.get(name, 0.0) for name in self._vector]
+
+    def _read(self) -> None:
+        if self._sandbox is not None:
+            self._cpu = max(self._cpu, self._cpu_before + self._sandbox.usage().cpu_s)

@@ -1,0 +1,86 @@
+"""Values that several tests of the provider start from."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from shem.provider.capacity import GIB, Capacity, Plan, Resources
+from shem.provider.config import Rules
+from shem.provider.hardware import Cpu, Hardware
+from shem.provider.negotiators import Request
+from shem.provider.offering import Account, Offer, build_offer
+from shem.provider.presets import Preset
+from shem.runtimes.base import Capabilities
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+HARDWARE = Hardware(
+    cpu=Cpu(architecture="x86_64", cores=4, threads=8.0, vendor="Intel", capabilities=("sse",)),
+    memory_bytes=16 * GIB,
+    disk_free_bytes=100 * GIB,
+)
+PLATFORM = "erc20-holesky-tglm"
+RULES = Rules()
+
+
+def small_plan(slots: int = 2) -> Plan:
+    total = Resources(cpu_threads=4.0, memory_bytes=8 * GIB, storage_bytes=40 * GIB)
+    share = Resources(cpu_threads=4.0 / slots, memory_bytes=8 * GIB // slots, storage_bytes=40 * GIB // slots)
+    return Plan(total, share, slots)
+
+
+def an_offer(preset: Preset | None = None) -> Offer:
+    return build_offer(
+        node_name="bob",
+        subnet="public",
+        hardware=HARDWARE,
+        plan=small_plan(),
+        preset=preset or Preset(name="test", start="0.1", env_per_hour="3.6", cpu_per_hour="36"),
+        driver="bwrap",
+        capabilities=Capabilities(available=True, isolation="userns", limits={"memory": "polled", "pids": "hard"}),
+        accounts=[Account(PLATFORM, "0x" + "ab" * 20), Account("free-local-none", "0x" + "ab" * 20)],
+        rules=RULES,
+        now=NOW,
+    )
+
+
+def a_demand(**changes: Any) -> dict[str, Any]:
+    """A demand that is accepted; ``changes`` by short name (``None`` removes)."""
+    names = {
+        "expiration": "golem.srv.comp.expiration",
+        "platform": "golem.com.payment.chosen-platform",
+        "package": "golem.srv.comp.task_package",
+        "interval": "golem.com.scheme.payu.debit-note.interval-sec?",
+        "payment": "golem.com.scheme.payu.payment-timeout-sec?",
+        "accept": "golem.com.payment.debit-notes.accept-timeout?",
+        "coeffs": "golem.com.pricing.model.linear.coeffs",
+        "mem": "golem.!exp.shem.v1.require.mem.gib",
+        "cpu": "golem.!exp.shem.v1.require.cpu.threads",
+        "storage": "golem.!exp.shem.v1.require.storage.gib",
+        "pids": "golem.!exp.shem.v1.require.pids",
+        "multi": "golem.srv.caps.multi-activity",
+    }
+    values: dict[str, Any] = {
+        "expiration": in_ms(timedelta(minutes=20)),
+        "platform": PLATFORM,
+        "package": "oci:docker://registry.example/library/busybox:latest",
+        "multi": True,
+    } | changes
+    return {names[name]: value for name, value in values.items() if value is not None}
+
+
+def in_ms(delta: timedelta) -> int:
+    return int((NOW + delta).timestamp() * 1000)
+
+
+def a_request(
+    demand: dict[str, Any], *, constraints: str = "(&)", capacity: Capacity | None = None, rules: Rules = RULES
+) -> Request:
+    return Request(
+        offer=an_offer().properties,
+        demand=demand,
+        demand_constraints=constraints,
+        capacity=capacity or Capacity(small_plan()),
+        rules=rules,
+        now=NOW,
+    )

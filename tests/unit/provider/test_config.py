@@ -1,0 +1,87 @@
+"""Settings: what the file and the command line may say, and what is refused by name."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from shem.errors import Misconfigured
+from shem.provider.config import ProviderConfig, load_provider_config
+from shem.provider.presets import DEFAULT_PRESET, Preset
+from shem.terms.pricing import LinearPricing
+
+
+def test_defaults_without_a_file(tmp_path: Path) -> None:
+    config = load_provider_config(tmp_path)
+    assert config.data_dir == tmp_path
+    assert config.enabled == (DEFAULT_PRESET,)
+    assert config.node_name
+    assert config.images == tmp_path / "images"
+
+
+def test_the_command_line_lies_over_the_file(tmp_path: Path) -> None:
+    (tmp_path / "provider.toml").write_text(
+        'subnet = "lab"\nname = "from-file"\nactive_presets = ["cheap"]\n'
+        "[limits]\ncpu_threads = 8\nmemory_gib = 4\n"
+        '[[presets]]\nname = "dear"\ncpu_per_hour = "9"\n[[presets]]\nname = "cheap"\nenv_per_hour = "0.36"\n'
+    )
+    config = load_provider_config(
+        tmp_path,
+        {"name": "from-cli", "driver": "oci", "threads": 2, "price_start": "0.5", "images_dir": None, "share": 1},
+    )
+    assert (config.name, config.subnet, config.drivers) == ("from-cli", "lab", ("oci",))
+    assert (config.limits.cpu_threads, config.limits.memory_gib) == (2, 4)
+    assert config.enabled == (Preset(name="cheap", env_per_hour="0.36", start="0.5"),)
+
+
+def test_agents_that_share_a_machine_have_image_directories_of_their_own(tmp_path: Path) -> None:
+    base = tmp_path / "shared"
+    directories = {
+        load_provider_config(tmp_path, {"name": name, "share": 2, "images_dir": base}).images for name in ("a", "b/../c")
+    }
+    assert len(directories) == 2
+    assert all(directory.parent == base for directory in directories)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("colour = 1", "colour"),
+        ("[limits]\nmemory_gib = -1", "memory_gib"),
+        ("[limits]\nmemory_gib = 'much'", "memory_gib"),
+        ("active_presets = ['x']", "'x'"),
+        ("presets = []", "preset"),
+        ("[[presets]]\nname = 'a'\n[[presets]]\nname = 'a'", "name"),
+        ("[[presets]]\nname = 'a'\nstart = '-1'", "start"),
+        ("[[presets]]\nname = 'a'\ncpu_per_hour = '1.0000000000000000001'", "cpu_per_hour"),
+        ("[rules]\ninterval_range_s = [10, 5]", "interval_range_s"),
+        ("subnet = 'a)(b'", "subnet"),
+        ("share = 0", "share"),
+        ("this is not toml", "provider.toml"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path: Path, text: str, word: str) -> None:
+    (tmp_path / "provider.toml").write_text(text)
+    with pytest.raises(Misconfigured, match=word):
+        load_provider_config(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "1e400", "nan", "-0.1", "ten", "1000000001"])
+def test_prices_that_are_none(text: str) -> None:
+    with pytest.raises(Misconfigured):
+        Preset(name="p", start=text)
+
+
+@pytest.mark.parametrize("hourly", ["0", "0.025", "1", "0.000001", "123.456"])
+def test_a_price_survives_the_way_through_an_offer(hourly: str) -> None:
+    pricing = Preset(name="p", start="0.1", env_per_hour=hourly, cpu_per_hour=hourly).pricing()
+    assert LinearPricing.from_properties(pricing.to_properties()) == pricing
+    assert abs(pricing.coeffs[0] * 3600 - Decimal(hourly)) <= Decimal(hourly) * Decimal("1e-15")
+
+
+def test_config_is_frozen(tmp_path: Path) -> None:
+    config = ProviderConfig(data_dir=tmp_path)
+    with pytest.raises(AttributeError):
+        config.subnet = "x"  # type: ignore[misc]
