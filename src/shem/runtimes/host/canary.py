@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from shem.runtimes.base import ImageConfig, Limits, Rootfs, Sandbox, SandboxFailed
-
-AGENT = "/.shem-agent"
-"""Where every driver puts the agent inside."""
+from shem.runtimes.host.furnish import AGENT
 
 LIMITS = Limits(memory_bytes=64 << 20, cpus=1.0, pids=32, disk_bytes=32 << 20, tmp_bytes=1 << 20)
 

@@ -7,12 +7,10 @@ from typing import Any
 from shem.runtimes.base import DEFAULT_PATH, Limits
 from shem.runtimes.guest.binary import architecture
 from shem.runtimes.host.cgroups import CPU_PERIOD_US
-from shem.runtimes.host.furnish import HOSTNAME
+from shem.runtimes.host.furnish import AGENT, HOSTNAME
 from shem.runtimes.host.slots import UIDS
 from shem.runtimes.host.stage import Stage
 from shem.runtimes.seccomp.oci import render
-
-AGENT = "/.shem-agent"
 
 CAPABILITIES = [
     f"CAP_{name}"
