@@ -38,7 +38,9 @@ def test_the_owner_never_gets_more_than_there_is() -> None:
 
 
 def test_agents_that_share_a_machine_offer_a_thread_each() -> None:
-    small = Hardware(cpu=Cpu(architecture="x86_64", cores=2, threads=2.0), memory_bytes=8 * GIB, disk_free_bytes=9 * GIB)
+    small = Hardware(
+        cpu=Cpu(architecture="x86_64", cores=2, threads=2.0), memory_bytes=8 * GIB, disk_free_bytes=9 * GIB
+    )
     found = plan(small, ResourceLimits(), agents=3)
     assert found.total.cpu_threads == 1.0
     assert found.total.memory_bytes * 3 <= 8 * GIB

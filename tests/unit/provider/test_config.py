@@ -39,7 +39,8 @@ def test_the_command_line_lies_over_the_file(tmp_path: Path) -> None:
 def test_agents_that_share_a_machine_have_image_directories_of_their_own(tmp_path: Path) -> None:
     base = tmp_path / "shared"
     directories = {
-        load_provider_config(tmp_path, {"name": name, "share": 2, "images_dir": base}).images for name in ("a", "b/../c")
+        load_provider_config(tmp_path, {"name": name, "share": 2, "images_dir": base}).images
+        for name in ("a", "b/../c")
     }
     assert len(directories) == 2
     assert all(directory.parent == base for directory in directories)
