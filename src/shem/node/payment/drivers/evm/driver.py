@@ -46,6 +46,8 @@ class EvmDriver:
     """The driver ``erc20`` of :class:`~shem.node.payment.drivers.base.PaymentDriver`."""
 
     name = DRIVER
+    manager_type: type[TransactionManager] = TransactionManager
+    """A seam: the test of the tests puts in one that is wrong on purpose."""
 
     def __init__(
         self,
@@ -79,7 +81,7 @@ class EvmDriver:
         async def admit(waiting: Sequence[Intent], in_flight: Sequence[Intent]) -> Admission:
             return await self._admit(platform, signer.address, waiting, in_flight)
 
-        return TransactionManager(
+        return self.manager_type(
             self._db,
             self._pools[platform],
             self._networks[platform],

@@ -1,0 +1,273 @@
+"""The transaction manager, one step at a time, under a clock that the test moves. Nothing is mined unless it says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from shem.cogs.clock import ManualClock
+from shem.node.identity.keys import Identity
+from shem.node.payment.drivers.base import ChainUnreachable, Failure, Settlement
+from shem.node.payment.drivers.evm.transaction import Transaction
+from shem.testing.devchain.node import DevChain
+
+PAYEE = "0x" + "22" * 20
+GWEI = 10**9
+
+
+class Bench:
+    """A payer whose manager is stepped by hand."""
+
+    def __init__(self, payer: Any, chain: DevChain) -> None:
+        self.payer = payer
+        self.chain = chain
+        self.clock = ManualClock()
+        (self.manager,) = payer.open(clock=self.clock).managers.values()
+
+    async def reopen(self) -> None:
+        """As after ``kill -9``: only the disk is left."""
+        await self.payer.close()
+        (self.manager,) = self.payer.open(clock=self.clock).managers.values()
+
+    def rows(self, query: str) -> list[Any]:
+        return [tuple(row) for row in self.payer.db.connection.execute(query)]
+
+    @property
+    def states(self) -> list[str]:
+        return [state for (state,) in self.rows("select state from evm_intent order by id")]
+
+    @property
+    def codes(self) -> list[str]:
+        return [problem.code for problem in self.manager.problems()]
+
+    async def steps(self, count: int, *, mine: bool = False) -> None:
+        for _ in range(count):
+            await self.manager.step()
+            if mine:
+                self.chain.chain.mine()
+
+
+@pytest.fixture
+async def make(chain: DevChain, new_payer: Callable[..., Any]) -> Any:
+    chain.rpc.call("shem_setAutomine", [False])
+    made: list[Bench] = []
+
+    def build(**changes: Any) -> Bench:
+        made.append(Bench(new_payer(**changes), chain))
+        return made[-1]
+
+    yield build
+    for bench in made:
+        await bench.payer.close()
+
+
+async def test_the_life_of_an_intent(make: Callable[..., Bench]) -> None:
+    bench = make()
+    bench.payer.order("a", PAYEE, 1)
+    assert bench.states == ["new"]
+    await bench.steps(1)
+    assert bench.states == ["sent"]
+    bench.chain.chain.mine()
+    await bench.steps(1)
+    assert bench.states == ["mined"]
+    assert not bench.payer.told
+    bench.chain.chain.mine()
+    bench.chain.chain.mine()
+    await bench.steps(1)
+    assert bench.states == ["final"]
+    assert [type(told) for told in bench.payer.told] == [Settlement]
+
+
+async def test_bytes_are_on_disk_before_they_are_sent(make: Callable[..., Bench]) -> None:
+    bench = make()
+    bench.payer.order("a", PAYEE, 1)
+    submit, seen = bench.chain.chain.submit, []
+
+    def look(raw: bytes) -> bytes:
+        seen.append((raw, [bytes(row[0]) for row in bench.rows("select raw from evm_attempt")]))
+        assert not bench.payer.db.connection.in_transaction
+        return submit(raw)
+
+    bench.chain.chain.submit = look  # type: ignore[method-assign]
+    await bench.steps(1)
+    ((raw, stored),) = seen
+    assert stored == [raw]
+
+
+async def test_after_a_crash_the_same_bytes_are_sent_again(make: Callable[..., Bench]) -> None:
+    bench = make()
+    bench.payer.order("a", PAYEE, 1)
+    await bench.steps(1)
+    before = bench.rows("select tx_hash, raw from evm_attempt")
+    bench.chain.chain.pool.clear()
+    await bench.reopen()
+    await bench.steps(1)
+    assert bench.rows("select tx_hash, raw from evm_attempt") == before
+    assert len(bench.chain.chain.pool) == 1
+
+
+async def test_a_lost_mempool_is_filled_again(make: Callable[..., Bench]) -> None:
+    bench = make(rebroadcast_s=1.0)
+    bench.payer.order("a", PAYEE, 1)
+    await bench.steps(1)
+    bench.chain.chain.pool.clear()
+    await bench.steps(1)
+    assert len(bench.chain.chain.pool) == 0, "too early"
+    await bench.clock.advance(1.0)
+    await bench.steps(1)
+    assert len(bench.chain.chain.pool) == 1
+
+
+@pytest.mark.parametrize("requeue", [True, False])
+@pytest.mark.parametrize("depth", [1, 2])
+async def test_a_reorg_puts_it_back_under_way(make: Callable[..., Bench], depth: int, requeue: bool) -> None:
+    bench = make()
+    bench.payer.order("a", PAYEE, 1)
+    await bench.steps(1)
+    for _ in range(depth):
+        bench.chain.chain.mine()
+    if depth == 2:  # not final yet: the finalised block is the one below
+        assert bench.chain.chain.finalized < bench.chain.chain.head - 1
+    await bench.steps(1)
+    assert bench.states == ["mined"]
+    bench.chain.chain.reorg(depth, requeue=requeue)
+    await bench.steps(1)
+    assert bench.states == ["sent"]
+    await bench.steps(4, mine=True)
+    assert bench.states == ["final"]
+    assert len(bench.payer.told) == 1
+
+
+async def test_a_stuck_payment_is_offered_at_a_higher_price(make: Callable[..., Bench]) -> None:
+    bench = make(replace_after_s=60.0, rebroadcast_s=10.0)
+    bench.payer.order("a", PAYEE, 1)
+    bench.payer.order("b", PAYEE, 1)
+    await bench.steps(1)
+    await bench.clock.advance(59)
+    await bench.steps(1)
+    assert len(bench.rows("select 1 from evm_attempt")) == 2
+    await bench.clock.advance(1)
+    await bench.steps(1)
+    (first, second), other = (
+        bench.rows(f"select max_fee, max_tip from evm_attempt where intent = {i} order by max_fee") for i in (1, 2)
+    )
+    assert len(other) == 1, "only the one that holds up the others"
+    assert all(new * 8 >= old * 9 for old, new in zip(first, second, strict=True))
+    assert bench.rows("select count(distinct nonce), count(*) from evm_intent") == [(2, 2)]
+    assert len(bench.chain.chain.pool) == 2, "the pool took it for a replacement"
+    await bench.steps(4, mine=True)
+    assert bench.states == ["final", "final"]
+    newest = bench.rows("select tx_hash from evm_attempt where intent = 1 order by max_fee desc")[0][0]
+    assert bench.rows("select tx_hash from evm_intent where id = 1") == [(newest,)]
+
+
+async def test_the_older_attempt_may_be_the_one_that_is_mined(make: Callable[..., Bench]) -> None:
+    bench = make(replace_after_s=60.0)
+    bench.payer.order("a", PAYEE, 1)
+    await bench.steps(1)
+    for _ in range(3):
+        await bench.clock.advance(60)
+        await bench.steps(1)
+    attempts = bench.rows("select tx_hash, raw from evm_attempt order by max_fee")
+    assert len(attempts) == 4
+    bench.chain.chain.pool.clear()
+    bench.chain.chain.submit(attempts[1][1])
+    bench.chain.chain.mine()
+    await bench.steps(3, mine=True)
+    assert [told.tx_hash for told in bench.payer.told] == [attempts[1][0]]
+
+
+async def test_replacements_stop_at_the_limit(make: Callable[..., Bench]) -> None:
+    bench = make(replace_after_s=60.0, max_fee_wei=5 * GWEI, rebroadcast_s=10.0)
+    bench.payer.order("a", PAYEE, 1)
+    for _ in range(40):
+        await bench.steps(1)
+        await bench.clock.advance(60)
+    fees = [fee for (fee,) in bench.rows("select max_fee from evm_attempt order by max_fee")]
+    assert 2 < len(fees) < 20
+    assert fees[-1] <= 5 * GWEI
+    assert bench.codes == ["TxStuck"]
+    await bench.steps(4, mine=True)
+    assert bench.states == ["final"]
+
+
+async def test_nothing_is_sent_while_fees_are_above_the_limit(make: Callable[..., Bench]) -> None:
+    bench = make(max_fee_wei=GWEI // 2)  # the young chain asks for nearly 1 gwei
+    bench.payer.order("a", PAYEE, 1)
+    await bench.steps(1)
+    assert (bench.states, bench.codes) == (["new"], ["TxStuck"])
+    for _ in range(10):
+        bench.chain.chain.mine()  # empty blocks: the price falls
+    await bench.steps(4, mine=True)
+    assert bench.states == ["final"]
+
+
+def foreign(identity: Identity, nonce: int) -> bytes:
+    tx = Transaction(chain_id=1337, nonce=nonce, max_tip=1, max_fee=10 * GWEI, gas=21_000, to=PAYEE, value=1)
+    return tx.sign(identity).raw
+
+
+async def test_a_nonce_that_somebody_else_used_is_left_to_a_human(
+    make: Callable[..., Bench], token_balance: Callable[[str], int]
+) -> None:
+    bench = make(rebroadcast_s=0.0)
+    bench.payer.order("a", PAYEE, 1)
+    await bench.steps(1)
+    bench.chain.chain.pool.clear()
+    bench.chain.chain.submit(foreign(bench.payer.identity, 0))
+    bench.chain.chain.mine()
+    await bench.steps(6, mine=True)
+    assert (bench.states, bench.codes) == (["sent"], ["TxStuck"])
+    assert token_balance(PAYEE) == 0
+    bench.payer.order("b", PAYEE, 2)
+    await bench.steps(4, mine=True)
+    assert bench.states == ["sent", "final"], "others go on"
+    assert token_balance(PAYEE) == 2
+
+
+async def test_nonces_used_before_us_are_passed_over(make: Callable[..., Bench]) -> None:
+    bench = make()
+    for nonce in range(3):
+        bench.chain.chain.submit(foreign(bench.payer.identity, nonce))
+    bench.chain.chain.mine()
+    bench.payer.order("a", PAYEE, 1)
+    await bench.steps(4, mine=True)
+    assert bench.rows("select nonce, state from evm_intent") == [(3, "final")]
+
+
+async def test_a_burst_stays_within_what_a_pool_holds(make: Callable[..., Bench]) -> None:
+    bench = make()
+    for place in range(150):
+        bench.payer.order(f"o{place}", PAYEE, 1)
+    await bench.steps(1)
+    assert len(bench.chain.chain.pool) == 64
+    await bench.steps(12, mine=True)
+    assert set(bench.states) == {"final"}
+
+
+async def test_one_that_cannot_go_does_not_hold_up_the_others(make: Callable[..., Bench]) -> None:
+    bench = make()
+    with bench.payer.db.transaction() as connection:
+        for place in range(70):
+            bench.manager.submit(connection, f"bad{place}", "0x" + "5e" * 20, b"", value=10**30)
+    bench.payer.order("good", PAYEE, 1)
+    await bench.steps(6, mine=True)
+    assert bench.states[-1] == "final"
+    assert set(bench.states[:-1]) == {"new"}
+
+
+async def test_a_lost_line_leaves_everything_in_its_place(make: Callable[..., Bench]) -> None:
+    bench = make()
+    bench.payer.order("a", PAYEE, 1)
+    answer = bench.chain.rpc.answer
+    bench.chain.rpc.answer = lambda request: "down"  # type: ignore[method-assign]
+    for _ in range(2):
+        with pytest.raises(ChainUnreachable):
+            await bench.steps(1)
+    assert bench.codes == ["RpcError"]
+    bench.chain.rpc.answer = answer  # type: ignore[method-assign]
+    await bench.steps(4, mine=True)
+    assert (bench.states, bench.codes) == (["final"], [])
+    assert not any(isinstance(told, Failure) for told in bench.payer.told)

@@ -1,0 +1,169 @@
+"""Endpoints that fail in every way they know."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import aiohttp
+import msgspec
+import pytest
+from aiohttp import web
+
+from shem.node.payment.drivers.base import ChainUnreachable
+from shem.node.payment.drivers.evm.rpc import Receipt, RpcPool, RpcRefused, WrongChain, read
+from shem.testing.devchain.node import DevChain
+
+GOOD, BAD = "http://good", "http://bad"
+
+Answer = Callable[[list[dict[str, object]]], object]
+
+
+class Line:
+    """Two endpoints: a good one, and one that does what the test says."""
+
+    def __init__(self, bad: Answer | BaseException) -> None:
+        self.bad = bad
+        self.asked: list[str] = []
+
+    async def __call__(self, url: str, body: bytes) -> bytes:
+        self.asked.append(url)
+        if url == BAD and isinstance(self.bad, BaseException):
+            raise self.bad
+        decoded = msgspec.json.decode(body)
+        requests = decoded if isinstance(decoded, list) else [decoded]
+        if url == BAD and not isinstance(self.bad, BaseException):
+            answers = self.bad(requests)
+            if isinstance(answers, bytes):
+                return answers
+        else:
+            answers = honest(requests)
+        if isinstance(answers, list) and not isinstance(decoded, list):
+            answers = answers[0]
+        return msgspec.json.encode(answers)
+
+
+def honest(
+    requests: list[dict[str, object]], *, chain_id: int = 7, age_s: float = 0.0, **results: object
+) -> list[object]:
+    head = {"number": "0x5", "hash": "0x" + "00" * 32, "timestamp": hex(int(time.time() - age_s))}
+    known: dict[str, object] = {"eth_chainId": hex(chain_id), "eth_getBlockByNumber": head, "eth_blockNumber": "0x5"}
+    known |= results
+    return [{"jsonrpc": "2.0", "id": r["id"], "result": known[str(r["method"])]} for r in requests]
+
+
+def pool(line: Line, *urls: str, max_head_age_s: float | None = None) -> RpcPool:
+    return RpcPool(urls, 7, transport=line, max_head_age_s=max_head_age_s, timeout_s=0.2)
+
+
+async def slow(url: str, body: bytes) -> bytes:
+    await asyncio.sleep(60)
+    return b""
+
+
+FAILURES: dict[str, tuple[Answer | BaseException, str]] = {
+    "down": (aiohttp.ClientConnectionError("refused"), "cannot be reached"),
+    "reset": (ConnectionResetError("reset"), "cannot be reached"),
+    "429": (aiohttp.ClientError("HTTP 429"), "HTTP 429"),
+    "no json": (lambda r: b"<html>", "not JSON-RPC"),
+    "half an answer": (lambda r: honest(r)[:-1] or b"[]", "other questions|not JSON-RPC"),
+    "wrong ids": (lambda r: [{"id": 0, "result": "0x7"}] * len(r), "other questions"),
+    "wrong chain": (lambda r: honest(r, chain_id=8), "serves chain 8, not 7"),
+    "old head": (lambda r: honest(r, age_s=1000), "its last block is 1000 s old"),
+    "chain id is a word": (lambda r: honest(r, eth_chainId="seven"), "where a number belongs"),
+    "head is null": (lambda r: honest(r, eth_getBlockByNumber=None), "not what was asked for"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+async def test_the_next_endpoint_serves_when_the_first_fails(name: str) -> None:
+    line = Line(FAILURES[name][0])
+    both = pool(line, BAD, GOOD, max_head_age_s=60)
+    assert await both.call("eth_blockNumber", [], str) == "0x5"
+    line.asked.clear()
+    assert await both.call("eth_blockNumber", [], str) == "0x5"
+    assert line.asked == [GOOD], "the failed one is passed over for a while"
+
+
+@pytest.mark.parametrize("name", FAILURES)
+async def test_the_reason_is_told_when_none_is_left(name: str) -> None:
+    answer, reason = FAILURES[name]
+    alone = pool(Line(answer), BAD, max_head_age_s=60)
+    with pytest.raises(ChainUnreachable, match=reason) as caught:
+        await alone.call("eth_blockNumber", [], str)
+    assert isinstance(caught.value, WrongChain) == (name == "wrong chain")
+
+
+async def test_an_endpoint_that_comes_back_is_used_at_once_when_it_is_the_only_one() -> None:
+    line = Line(ConnectionResetError("down"))
+    alone = pool(line, BAD)
+    for _ in range(3):
+        with pytest.raises(ChainUnreachable):
+            await alone.call("eth_blockNumber", [], str)
+    line.bad = honest
+    assert await alone.call("eth_blockNumber", [], str) == "0x5"
+
+
+async def test_silence_ends_after_the_timeout() -> None:
+    silent = RpcPool([BAD], 7, transport=slow, timeout_s=0.05)
+    with pytest.raises(ChainUnreachable, match="no answer within"):
+        await silent.call("eth_blockNumber", [], str)
+
+
+async def test_no_endpoint_at_all() -> None:
+    with pytest.raises(ChainUnreachable, match="no endpoint is configured"):
+        await pool(Line(honest)).call("eth_blockNumber", [], str)
+
+
+async def test_a_refusal_is_not_a_failure(chain: DevChain) -> None:
+    real = RpcPool([chain.rpc_url], 1337)
+    with pytest.raises(RpcRefused, match="does not exist") as caught:
+        await real.call("eth_nonsense", [], str)
+    assert caught.value.rpc_code == -32601
+    number, refused = await real.batch([("eth_blockNumber", []), ("eth_nonsense", [])])
+    assert read(number, str).startswith("0x")
+    assert isinstance(refused, RpcRefused)
+    await real.close()
+
+
+async def test_long_batches_are_cut(chain: DevChain) -> None:
+    real = RpcPool([chain.rpc_url], 1337)
+    results = await real.batch([("eth_getBalance", [f"0x{place:040x}", "latest"]) for place in range(250)])
+    assert len(results) == 250
+    await real.close()
+
+
+async def test_a_result_of_another_shape_is_no_crash() -> None:
+    line = Line(lambda r: honest(r, eth_getTransactionReceipt={"logs": 5}))
+    with pytest.raises(ChainUnreachable, match="not what was asked for"):
+        await pool(line, BAD).call("eth_getTransactionReceipt", ["0x"], Receipt)
+
+
+async def test_http_errors_and_floods_are_failures() -> None:
+    async def too_many(request: web.Request) -> web.Response:
+        return web.Response(status=429)
+
+    async def flood(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            for _ in range(64):
+                await response.write(b" " * (1 << 20))
+        except ConnectionError:
+            pass
+        return response
+
+    app = web.Application()
+    app.router.add_post("/429", too_many)
+    app.router.add_post("/flood", flood)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    base = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    for path, reason in (("/429", "HTTP 429"), ("/flood", "more than")):
+        real = RpcPool([base + path], 7)
+        with pytest.raises(ChainUnreachable, match=reason):
+            await real.call("eth_chainId", [], str)
+        await real.close()
+    await runner.cleanup()
