@@ -26,10 +26,10 @@ from shem.node.peer.iroh_patch import async_self_test, install
 from shem.node.peer.transport import ALPN, DialFailed, StreamReset, TransportFactory, TransportLost
 
 BIND_TIMEOUT_S = 10.0
-CLOSE_TIMEOUT_S = 3.0
+CLOSE_TIMEOUT_S = 1.0
+"""Goodbyes need one round trip; peers that are gone never acknowledge theirs."""
 
 _APPLICATION_CLOSE = re.compile(r"ApplicationClosed\(ApplicationClose \{ error_code: (\d+)")
-_CLOSED_BY_PEER = re.compile(r"^closed by peer: .*\(code (\d+)\)$", re.DOTALL)
 _RESET = re.compile(r"^(?:Reset|Stopped|Read\(Reset|Write\(Stopped)\((\d+)\)")
 
 
@@ -166,12 +166,6 @@ class IrohConnection:
     def close(self, code: int, reason: str) -> None:
         self._connection.close(code, reason.encode())
 
-    async def wait_closed(self) -> TransportLost:
-        text: str = await self._connection.closed()
-        if (found := _CLOSED_BY_PEER.match(text)) is not None:
-            return TransportLost("the peer closed the connection", close_code=int(found[1]))
-        return TransportLost("the connection is closed")
-
 
 class IrohIncoming:
     """A caller before the handshake."""
@@ -227,7 +221,7 @@ class IrohTransport:
 
     async def close(self) -> None:
         try:
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):  # it waits for the goodbyes to be acknowledged
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._endpoint.close()
         except (TimeoutError, ffi.IrohError):
             pass

@@ -132,22 +132,34 @@ class _Pipe:
 class LoopbackStream:
     """One end of a two-way stream."""
 
-    def __init__(self, incoming: _Pipe, outgoing: _Pipe, on_first: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, end: LoopbackConnection, incoming: _Pipe, outgoing: _Pipe, on_first: Callable[[], None] | None = None
+    ) -> None:
+        self._end = end
         self._in = incoming
         self._out = outgoing
         self._on_first = on_first
 
     async def read(self, n: int) -> bytes:
-        return await self._in.read(n)
+        try:
+            return await self._in.read(n)
+        except TransportLost:
+            raise await self._end.end() from None
 
     async def write(self, data: bytes) -> None:
         self._show()
-        await self._out.write(data)
+        try:
+            await self._out.write(data)
+        except TransportLost:
+            raise await self._end.end() from None
         await asyncio.sleep(0)  # a write to a network gives others a turn, and so does this
 
     async def finish(self) -> None:
         self._show()
-        self._out.finish()
+        try:
+            self._out.finish()
+        except TransportLost:
+            raise await self._end.end() from None
 
     async def reset(self, code: int) -> None:
         self._out.reset(code)
@@ -170,7 +182,6 @@ class LoopbackConnection:
         self._limit = DEFAULT_STREAMS
         self._opened: list[tuple[_Pipe, _Pipe]] = []
         self._arrived: deque[LoopbackStream] = deque()
-        self._end: Failure | None = None
         self._lost: TransportLost | None = None
         self._silent = False
         self._signal = _Signal()
@@ -191,11 +202,11 @@ class LoopbackConnection:
         if self._silent:
             there.fall_silent()
             back.fall_silent()
-        return LoopbackStream(back, there, lambda: self._show(there, back))
+        return LoopbackStream(self, back, there, lambda: self._show(there, back))
 
     def _show(self, there: _Pipe, back: _Pipe) -> None:
         if not self._silent:
-            self.twin._arrived.append(LoopbackStream(there, back))
+            self.twin._arrived.append(LoopbackStream(self.twin, there, back))
             self.twin._signal.notify()
 
     async def accept_stream(self) -> LoopbackStream:
@@ -212,10 +223,11 @@ class LoopbackConnection:
         if not self._silent:
             self.twin._finish("the peer closed the connection", code)
 
-    async def wait_closed(self) -> TransportLost:
+    async def end(self) -> TransportLost:
+        """Why the connection ended, as this end sees it; after silence each end learns it by itself."""
         while self._lost is None:
             await self._signal.wait()
-        return self._lost
+        return TransportLost(self._lost.message, close_code=self._lost.close_code)
 
     def fall_silent(self) -> None:
         """Cut the cable: neither end hears from the other again."""
@@ -225,6 +237,10 @@ class LoopbackConnection:
                 for pipe in pair:
                     pipe.fall_silent()
 
+    @staticmethod
+    def _pipe_lost() -> TransportLost:
+        return TransportLost("the connection is closed")
+
     def _check(self) -> None:
         if self._lost is not None:
             raise TransportLost(self._lost.message, close_code=self._lost.close_code)
@@ -233,10 +249,9 @@ class LoopbackConnection:
         if self._lost is not None:
             return
         self._lost = TransportLost(message, close_code=code)
-        # Both ends share the pipes of both; after silence each end fails on its own.
-        for pair in [*self._opened, *([] if self._silent else self.twin._opened)]:
+        for pair in [*self._opened, *self.twin._opened]:
             for pipe in pair:
-                pipe.fail(lambda: TransportLost(message, close_code=code))
+                pipe.fail(self._pipe_lost)
         self._signal.notify()
 
 

@@ -94,9 +94,6 @@ class Connection(Protocol):
     def close(self, code: int, reason: str) -> None:
         """At once; both ends' pending operations fail. Never raises."""
 
-    async def wait_closed(self) -> TransportLost:
-        """Returns (does not raise) why the connection ended, once it has."""
-
 
 class Incoming(Protocol):
     """Somebody knocks. Nothing has been spent on them yet."""
