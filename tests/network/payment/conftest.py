@@ -12,12 +12,14 @@ import secrets
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 import pytest
+from aiohttp import web
 
 from shem.cogs.clock import SystemClock
 from shem.errors import NotFound
@@ -30,7 +32,8 @@ from shem.node.payment.service import PaymentConfig, Payments
 from shem.node.payment.store import Document, Kind
 from shem.node.peer.loopback import Loopback
 from shem.node.peer.network import PeerNetwork
-from shem.terms.amounts import parse_amount
+from shem.node.rest.payment import routes
+from shem.node.rest.server import build_app
 from shem.terms.pricing import LinearPricing
 from shem.wire import payment as wire
 
@@ -325,8 +328,49 @@ def open_world() -> Callable[..., Any]:
     return world_of
 
 
-def tglm(text: str) -> int:
-    return parse_amount(text)
+class Caller:
+    """One agent's HTTP: plain, to see exactly what goes over the wire."""
+
+    def __init__(self, node: Node, base: str, session: aiohttp.ClientSession) -> None:
+        self.node = node
+        self.base = base
+        self.session = session
+
+    async def __call__(
+        self, method: str, path: str, body: Any = ..., *, headers: dict[str, str] | None = None, raw: str | None = None
+    ) -> tuple[int, Any, str]:
+        """(status, JSON or text, content type)."""
+        data = raw if raw is not None else None if body is ... else msgspec.json.encode(body)
+        sent = {"Authorization": f"Bearer {self.node.id}", "Content-Type": "application/json"} | (headers or {})
+        root = "" if path.startswith("/shem-api") else "/payment-api/v1"
+        async with self.session.request(method, self.base + root + path, data=data, headers=sent) as answer:
+            content = await answer.read()
+            kind = answer.content_type
+            return answer.status, msgspec.json.decode(content) if "json" in kind else content.decode(), kind
 
 
-SOON = timedelta(milliseconds=50)
+@asynccontextmanager
+async def door_of(node: Node) -> AsyncIterator[Caller]:
+    app = build_app(routes(node.payments), keys=lambda key: (key, "test") if key == node.id else None)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    try:
+        async with aiohttp.ClientSession() as session:
+            yield Caller(node, f"http://{host}:{port}", session)
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def requestor(alice: Node) -> AsyncIterator[Caller]:
+    async with door_of(alice) as caller:
+        yield caller
+
+
+@pytest.fixture
+async def provider(bob: Node) -> AsyncIterator[Caller]:
+    async with door_of(bob) as caller:
+        yield caller
