@@ -25,6 +25,7 @@ from shem.node.activity.service import Activities
 from shem.node.config import NodeConfig
 from shem.node.db import Database
 from shem.node.files.service import Files
+from shem.node.files.service import Limits as FileLimits
 from shem.node.identity.appkeys import AUTOCONFIGURED, AppKeys
 from shem.node.identity.keys import Identity
 from shem.node.market.service import Market
@@ -83,13 +84,16 @@ class Node:
 
         self.peers = PeerNetwork(self.identity, self._transport, clock=clock)
         self.market = Market(self.db, self.peers, {self.identity.node_id: self.identity}, clock)
-        self.files = Files(self.db, self.peers, config.data_dir / "files", max_bytes=config.max_spool_bytes)
+        spool = FileLimits(total_bytes=config.max_spool_bytes)
+        self.files = Files(self.db, self.peers, config.data_dir / "files", clock, spool)
         self.activities = Activities(self.db, self.peers, self.market, clock)
         drivers: list[PaymentDriver] = [FreeDriver()]
         if networks := networks_from(config.networks):
             drivers.insert(0, EvmDriver(self.db, networks, [self.identity], clock=clock))
         self.payments = Payments(self.db, self.peers, self.identity, self.market, self.activities, drivers, clock)
-        for service in (self.market, self.files, self.activities, self.payments):
+        self.files.start()
+        self._stack.callback(self.files.stop)
+        for service in (self.market, self.activities, self.payments):
             await service.start()
             self._stack.push_async_callback(service.stop)
         await self._stack.enter_async_context(self.peers)

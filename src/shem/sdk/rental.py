@@ -213,9 +213,9 @@ class Rental:
     def _take(self, book: _Book, event: RuntimeEvent) -> None:
         book.add(event)
         kind = event.kind
-        if kind.stdout is not None:
+        if kind.stdout is not None and book.running:
             self._emit(events.OutputReceived(self._number, 1, output_bytes(kind.stdout)))
-        elif kind.stderr is not None:
+        elif kind.stderr is not None and book.running:
             self._emit(events.OutputReceived(self._number, 2, output_bytes(kind.stderr)))
         elif kind.progress is not None:
             done, total = kind.progress.progress
@@ -232,6 +232,8 @@ class _Book:
     def __init__(self, commands: int) -> None:
         self.taken = 0
         self.done = False
+        self.running = False
+        """Whether the command under way is one of the user's (and not the deploying of an image, say)."""
         self.results: list[Result] = []
         self._commands = commands
         self._out: list[bytes] = []
@@ -240,7 +242,9 @@ class _Book:
     def add(self, event: RuntimeEvent) -> None:
         self.taken += 1
         kind = event.kind
-        if kind.stdout is not None:
+        if kind.started is not None:
+            self.running = "run" in kind.started.command
+        elif kind.stdout is not None:
             self._out.append(output_bytes(kind.stdout))
         elif kind.stderr is not None:
             self._err.append(output_bytes(kind.stderr))
