@@ -22,9 +22,11 @@ from shem.node.identity.keys import Identity
 from shem.node.market import Agreement, Market, MarketConfig
 from shem.node.peer.loopback import Loopback
 from shem.node.peer.network import PeerNetwork
+from shem.node.peer.remote_errors import PeerUnreachable
 from shem.node.peer.transport import TransportFactory
 from shem.node.rest import market as rest_market
 from shem.node.rest.server import build_app
+from shem.terms.ids import NodeId
 from shem.wire.market import ProposalEvent
 
 T = TypeVar("T")
@@ -59,6 +61,27 @@ async def eventually(read: Callable[[], T | None] | Callable[[], Awaitable[T | N
             await asyncio.sleep(0.002)
 
 
+class Lossy:
+    """The real network, which loses the answers of some calls: what was asked has happened, and nobody knows."""
+
+    def __init__(self, network: PeerNetwork) -> None:
+        self._network = network
+        self.lose: dict[str, int] = {}
+        """Method and how many answers get lost."""
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._network, name)
+
+    async def call(self, node_id: NodeId, method: str, payload: bytes, *, timeout_s: float = 10.0) -> bytes:
+        self.calls.append(method)
+        answer = await self._network.call(node_id, method, payload, timeout_s=timeout_s)
+        if self.lose.get(method, 0) > 0:
+            self.lose[method] -= 1
+            raise PeerUnreachable("the connection broke", code="peer_lost")
+        return answer
+
+
 class Node:
     """One node with its REST server. ``stop`` and ``start`` are a restart; the file stays."""
 
@@ -74,17 +97,20 @@ class Node:
         self.bootstraps: list[str] = []
         self.changes: list[tuple[str, str]] = []
         self.running = False
+        self.online = True
 
     async def start(self) -> None:
         self._stack = AsyncExitStack()
         self.db = Database(self.path)
         self._stack.callback(self.db.close)
         self.peers = PeerNetwork(self.identity, self.transport)
-        self.market = Market(self.db, self.peers, {self.node_id: self.identity}, self.clock, self.config)
+        self.lossy = Lossy(self.peers)
+        self.market = Market(self.db, self.lossy, {self.node_id: self.identity}, self.clock, self.config)
         self.market.on_agreement(self._changed)
         await self.market.start()
         self._stack.push_async_callback(self.market.stop)
-        await self._stack.enter_async_context(self.peers)
+        if self.online:
+            await self._stack.enter_async_context(self.peers)
         for address in self.bootstraps:
             self.peers.add_bootstrap(address)
         app = build_app(

@@ -70,7 +70,7 @@ class IndexedOffer:
 class Interest:
     """A demand or a scan, looking for offers."""
 
-    __slots__ = ("candidates", "constraint", "key", "owner", "properties")
+    __slots__ = ("candidates", "constraint", "key", "met", "owner", "properties")
 
     def __init__(
         self, key: str, owner: str | None, constraint: Constraint | None, properties: Mapping[str, Any] | None
@@ -82,6 +82,8 @@ class Interest:
         self.properties = properties
         self.candidates: dict[str, None] = {}
         """Offers not looked at, in order."""
+        self.met: set[str] = set()
+        """Offers that were found before: one that goes away and comes back is no news."""
 
     def wants(self, offer: IndexedOffer) -> bool:
         """The full match."""
@@ -107,6 +109,7 @@ class Interest:
             seen.append(offer_id)
             if offer is not None and self.wants(offer):
                 found.append(offer)
+                self.met.add(offer_id)
         for offer_id in seen:
             del self.candidates[offer_id]
         return found
@@ -192,7 +195,12 @@ class InterestIndex:
                 places.append(self._by_text[key].get(value, {}))
             elif value is not None:
                 places.extend(self._by_text[key].values())
-        told = [interest for place in places for interest in place.values() if interest.constraint is not None]
+        told = [
+            interest
+            for place in places
+            for interest in place.values()
+            if interest.constraint is not None and offer.offer_id not in interest.met
+        ]
         for interest in told:
             interest.candidates[offer.offer_id] = None
         return told

@@ -165,12 +165,11 @@ class OfferBook:
 
     # interests
 
-    def watch(self, interest: Interest, *, without: set[str] | frozenset[str] = frozenset()) -> None:
-        """Add a demand or scan. Everything known that it may want becomes a candidate, except ``without``."""
-        ids = rotated(self._index.candidates(interest.constraint), _spread(interest.key))
-        for offer_id in without:
-            ids.pop(offer_id, None)
-        interest.candidates = ids
+    def watch(self, interest: Interest) -> None:
+        """Add a demand or scan. Everything known that it may want becomes a candidate, except what it has met."""
+        interest.candidates = rotated(self._index.candidates(interest.constraint), _spread(interest.key))
+        for offer_id in interest.met:
+            interest.candidates.pop(offer_id, None)
         self._interests.add(interest)
 
     def unwatch(self, key: str) -> None:
@@ -180,9 +179,12 @@ class OfferBook:
         return self._interests.interests.get(key)
 
     def offer_again(self, key: str, offer_id: str) -> None:
-        """Make a known offer a candidate once more."""
+        """Let them meet once more: now if the offer is known, else when it is."""
         interest = self.interest(key)
-        if interest is not None and offer_id in self._known:
+        if interest is None:
+            return
+        interest.met.discard(offer_id)
+        if offer_id in self._known:
             interest.candidates[offer_id] = None
             self.on_candidates(interest)
 

@@ -209,7 +209,8 @@ class Subscriptions:
             compiled(subscription.constraints),
             subscription.properties,
         )
-        self._core.book.watch(interest, without=self._core.store.pairs_of(subscription.subscription_id))
+        interest.met = self._core.store.pairs_of(subscription.subscription_id)
+        self._core.book.watch(interest)
         for tell in self.on_demand:
             tell(subscription)
 
