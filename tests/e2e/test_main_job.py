@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from shem.errors import MoneyShort
 from shem.sdk import CommandFailed, Golem, Need, Rental, events
+from shem.terms.amounts import parse_amount
 from shem.testing.devnet import Devnet
 from tests.e2e.conftest import session
 
@@ -125,22 +127,37 @@ async def test_a_cancelled_program_leaves_nothing_rented_and_nothing_unpaid(net:
     assert golem.report.cost > 0
 
 
-async def test_a_budget_that_is_too_small_stops_the_work_with_its_reason(net: Devnet, image: Path) -> None:
-    from shem.errors import MoneyShort
-
-    golem = session(net, budget="0.00001")
+async def test_a_budget_that_buys_nothing_is_said_before_anything_is_spent(net: Devnet, image: Path) -> None:
+    golem = session(net, budget="0.0001")
     with pytest.raises(MoneyShort) as caught:
         async with golem:
-            async for _ in golem.map(_nothing, range(3), image=image, workers=1):
-                pass
-    assert caught.value.code.startswith("money")
+            await golem.run(image, ["true"])
+    assert caught.value.code == "money_budget"
+    assert golem.report.cost == 0
+
+
+async def test_a_budget_that_runs_out_stops_the_work_and_pays_for_what_was_done(net: Devnet, image: Path) -> None:
+    done: list[int] = []
+
+    async def task(machine: Rental, number: int) -> int:
+        await machine.shell("sleep 0.2")
+        return number
+
+    golem = session(net, budget="0.004")
+    with pytest.raises(MoneyShort) as caught:
+        async with golem:
+            async for number in golem.map(task, range(10_000), image=image, workers=1):
+                done.append(number)
+    assert caught.value.code == "money_budget"
+    assert done
+    assert golem.report.settled
+    assert 0 < golem.report.paid <= parse_amount("0.004")
 
 
 async def test_memory_above_the_agreed_limit_ends_the_command(golem: Golem, image: Path) -> None:
-    async with golem:
+    async with golem, golem.rent(image, need=Need(memory_gib=0.125)) as machine:
         with pytest.raises(CommandFailed) as caught:
-            async with golem.rent(image, need=Need(memory_gib=0.125)) as machine:
-                await machine.run("dd", "if=/dev/zero", "of=/dev/null", "bs=400M", "count=1")
+            await machine.run("dd", "if=/dev/zero", "of=/dev/null", "bs=400M", "count=1")
         assert caught.value.code == "out_of_memory"
 
 

@@ -1,8 +1,10 @@
 """A session's money: one allocation, every bill checked before it is accepted, every payment followed until it is final.
 
-A bill is accepted when it is for an agreement of this session, does not exceed what the agreed price makes of the time the
-machine was ours, and fits the budget. One that asks too much is refused and its provider is left; one that does not fit the
-budget ends the session's work, so that nothing is run that cannot be paid.
+A bill is accepted when it is for an agreement of this session and does not exceed what the agreed price makes of the time the
+machine was ours. One that asks too much is refused and its provider is left.
+
+The budget is kept *before* money is owed: what open machines will cost by the time they can be given back is counted as
+spent. When that reaches the budget the work ends, with enough left to pay for all that was done.
 """
 
 from __future__ import annotations
@@ -34,10 +36,12 @@ TIME_SLACK_S = 10.0
 """A provider counts from when it starts to serve; we from the approval. Clocks and messages may differ by this."""
 CPU_SLACK = 1.25
 """CPU counters are read at moments of their own; a short burst may seem to exceed the cores it had."""
+GIVE_BACK_S = 5.0
+"""What it may take from the decision to stop until a machine's counters stand still."""
 
 
 class BudgetExceeded(MoneyShort):
-    """The next bill does not fit the budget: work stopped, what was done is paid."""
+    """The budget is used up: work stopped, what was done is paid."""
 
     default_code = "money_budget"
 
@@ -63,13 +67,19 @@ class Account:
 
     def most(self, activities: int) -> int:
         """The most that the agreed price allows for the time so far."""
-        seconds = (self.closed or time.monotonic()) - self.opened + TIME_SLACK_S
-        full = {
-            "golem.usage.duration_sec": seconds,
-            "golem.usage.cpu_sec": seconds * self.threads * CPU_SLACK,
-        }
+        seconds = (self.closed or time.monotonic()) - self.opened
+        return max(activities, 1) * self._full_use(seconds + TIME_SLACK_S, CPU_SLACK)
+
+    def owed_by(self, moment: float) -> int:
+        """What it will have cost by then, fully used; once billed, the bill."""
+        if self.invoiced is not None or self.refused:
+            return self.cost
+        return max(self.cost, self._full_use((self.closed or moment) - self.opened))
+
+    def _full_use(self, seconds: float, slack: float = 1.0) -> int:
+        full = {"golem.usage.duration_sec": seconds, "golem.usage.cpu_sec": seconds * self.threads * slack}
         pricing = self.hired.pricing
-        return max(activities, 1) * pricing.cost([full.get(c, 0.0) for c in pricing.usage_vector])
+        return pricing.cost([full.get(counter, 0.0) for counter in pricing.usage_vector])
 
 
 class Bookkeeper:
@@ -96,6 +106,7 @@ class Bookkeeper:
         self._changed = asyncio.Condition()
         self._since = datetime.now(UTC)
         self._seen_payments: set[str] = set()
+        self._accounts_changed = asyncio.Event()
         self.broke: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Fails with :class:`BudgetExceeded` once."""
 
@@ -103,6 +114,7 @@ class Bookkeeper:
         self._scope.start(self._follow("debit notes", self._payment.debit_note_events, self._on_debit_note), "notes")
         self._scope.start(self._follow("invoices", self._payment.invoice_events, self._on_invoice), "invoices")
         self._scope.start(self._watch_settlements(), "settlements")
+        self._scope.start(self._guard(), "budget")
         return self
 
     async def __aexit__(
@@ -115,13 +127,20 @@ class Bookkeeper:
             self.broke.cancel()
 
     def open(self, hired: Hired, threads: int) -> None:
-        """Bills of this agreement are expected from now on."""
-        self._accounts[hired.agreement.agreement_id] = Account(hired, threads)
+        """Bills of this agreement are expected from now on. Raises :class:`BudgetExceeded` when not even the start of it
+        fits what is left."""
+        account = Account(hired, threads)
+        self._accounts[hired.agreement.agreement_id] = account
+        if self._owed_by(time.monotonic() + GIVE_BACK_S) > self._budget:
+            account.closed = account.opened
+            raise self._used_up(f"renting {hired.name} for {GIVE_BACK_S:g} s would exceed")
+        self._accounts_changed.set()
 
     def close_account(self, agreement_id: str) -> None:
         """The machine was given back: time stops counting for its bills."""
         account = self._accounts[agreement_id]
         account.closed = account.closed or time.monotonic()
+        self._accounts_changed.set()
 
     def cost_of(self, agreement_id: str) -> int:
         """Accepted so far, in base units."""
@@ -150,6 +169,34 @@ class Bookkeeper:
         except TimeoutError:
             pass
         return missing()
+
+    # -- the budget
+
+    def _owed_by(self, moment: float) -> int:
+        return sum(a.owed_by(moment) for a in self._accounts.values())
+
+    def _used_up(self, why: str) -> BudgetExceeded:
+        return BudgetExceeded(
+            f"{why} the budget of {format_amount(self._budget)}",
+            hint="raise budget=; what was done so far is kept and paid",
+        )
+
+    async def _guard(self) -> None:
+        """Fail :attr:`broke` when what is owed by the time machines could be given back reaches the budget."""
+        while True:
+            self._accounts_changed.clear()
+            moment = time.monotonic() + GIVE_BACK_S
+            left = self._budget - self._owed_by(moment)
+            rate = self._owed_by(moment + 1000) - self._owed_by(moment)
+            if left < 0 and rate:
+                self.broke.set_exception(self._used_up("the work has used up"))
+                return
+            try:
+                # linear prices: this is when it will be reached, unless accounts change before
+                async with asyncio.timeout(max(left * 1000 / rate, 0.01) if rate else None):
+                    await self._accounts_changed.wait()
+            except TimeoutError:
+                pass
 
     # -- bills
 
@@ -210,13 +257,7 @@ class Bookkeeper:
             await self._refuse(account, document, "bill_too_high", why)
             return False
         if self.spent - account.cost + total > self._budget:
-            error = BudgetExceeded(
-                f"the bill of {hired.name} does not fit the budget of {format_amount(self._budget)}",
-                hint="raise budget=; what was done so far is kept",
-            )
-            if not self.broke.done():
-                self.broke.set_exception(error)
-            await self._refuse(account, document, error.code, "it does not fit the budget")
+            await self._refuse(account, document, "bill_over_budget", "it does not fit the budget")
             return False
         acceptance = Acceptance(total_amount_accepted=format_amount(due), allocation_id=self._allocation_id)
         try:
@@ -243,6 +284,7 @@ class Bookkeeper:
 
     async def _moved(self, account: Account) -> None:
         agreement = account.hired.agreement.agreement_id
+        self._accounts_changed.set()
         self._emit(events.CostChanged(agreement, account.hired.provider_id, account.cost))
         async with self._changed:
             self._changed.notify_all()

@@ -24,6 +24,7 @@ from shem.client.files import FilesApi
 from shem.client.http import ApiClient, NodeUnreachable
 from shem.client.market import MarketApi
 from shem.client.payment import PaymentApi
+from shem.cogs.tasks import TaskScope
 from shem.errors import Misconfigured, PeerFailed, Refused, ShemError
 from shem.sdk import events
 from shem.sdk.bookkeeping import Bookkeeper
@@ -62,7 +63,7 @@ MAX_DEPLOY_FAILURES = 3
 class Golem:
     """A session. Use it as ``with Golem(…) as golem`` or ``async with Golem(…) as golem``.
 
-    ``budget``: the most that may be spent, as a decimal string of tokens. ``platform``: which payment platform
+    ``budget``: the most that is ever spent, as a decimal string of tokens: work stops while what was done can still be paid. ``platform``: which payment platform
     (``erc20-polygon-glm`` …; default: the node's first). ``api_url`` and ``app_key`` default to ``YAGNA_API_URL`` and
     ``YAGNA_APPKEY``. ``max_hourly``: offers whose fully used hour costs more are passed over. ``progress``: draw a live
     picture on stderr (default: when it is a terminal). ``listener`` gets every :data:`~shem.sdk.events.Event`.
@@ -98,6 +99,8 @@ class Golem:
         self._stack = AsyncExitStack()
         self._left: dict[str, str] = {}
         self._rentals = 0
+        self._open_rentals: set[str] = set()
+        self._scope = TaskScope("session")
         self._worked = False
         self._sync: SyncGolem | None = None
 
@@ -150,6 +153,8 @@ class Golem:
                 leave=self._leave,
             )
         )
+        await self._stack.enter_async_context(self._scope)
+        self._books.broke.add_done_callback(self._on_broke)
         self._courier = await self._stack.enter_async_context(Courier(FilesApi(self._http), self._node_id))
 
     async def __aexit__(
@@ -278,7 +283,13 @@ class Golem:
         """One machine, for as long as the block lasts. Raises ``NoProviders``."""
         need = need or Need()
         async with self._hiring(image, need) as hiring, self._rented(hiring, need, hire_timeout, setup) as rental:
-            yield rental
+            try:
+                yield rental
+            except ShemError as error:
+                broke = self._books.broke
+                if broke.done() and (reason := broke.exception()) is not None:
+                    raise reason from error
+                raise
 
     async def run(
         self,
@@ -364,9 +375,9 @@ class Golem:
         failures = 0
         while True:
             hired = await hiring.hire(hire_timeout_s)
-            self._books.open(hired, need.cpu_threads)
             rental: Rental | None = None
             try:
+                self._books.open(hired, need.cpu_threads)
                 rental = await self._start(hired)
                 if setup is not None:
                     await setup(rental)
@@ -416,6 +427,7 @@ class Golem:
         except BaseException:
             await self._end_activity(activity_id)
             raise
+        self._open_rentals.add(activity_id)
         self._emit(events.RentalStarted(rental.number, hired.provider_id, hired.name, agreement_id))
         return rental
 
@@ -440,10 +452,17 @@ class Golem:
             self._emit(events.RentalEnded(rental.number, hired.provider_id, agreement_id, "given back"))
 
     async def _end_activity(self, activity_id: str) -> None:
+        self._open_rentals.discard(activity_id)
         try:
             await self._activities.destroy(activity_id, timeout_s=5)
         except (ShemError, TimeoutError) as error:
             log.info("activity %s did not end by the book: %s", activity_id[:8], error)
+
+    def _on_broke(self, broke: asyncio.Future[None]) -> None:
+        """The budget is used up: machines must not run on, whatever their users are doing."""
+        if not broke.cancelled():
+            for activity_id in list(self._open_rentals):
+                self._scope.start(self._end_activity(activity_id), f"end {activity_id[:8]}")
 
     # -- events
 
