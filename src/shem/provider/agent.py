@@ -113,7 +113,7 @@ class ProviderAgent:
         config.units_dir.mkdir(parents=True, exist_ok=True)
         me = await self._http.call("GET", "/me")
         self.node_id = str(me["identity"])
-        chosen = await choose_driver(config, config.units_dir)
+        chosen = await choose_driver(config)
         self._driver_name = chosen.driver.name
         hardware = detect(config.data_dir)
         self._capacity = Capacity(plan(hardware, config.limits, config.share))

@@ -40,6 +40,7 @@ REPORT_INTERVAL_S = 1.0
 _DEATH_NOTICE_S = 2.0
 """A broken guest and the death of its sandbox are seen on two lines: how long to wait for the second, which says why."""
 _LAST_RESULT_S = 5.0
+_COUNTERS_S = 2.0
 _DRAIN_S = 10.0
 
 
@@ -118,6 +119,7 @@ class ExeUnit:
         reason, error = self._end or ("", "")
         self._on_usage(usage)
         self._link.usage(usage)
+        await self._link.drained(timeout_s=_COUNTERS_S)  # what comes after the end is not taken any more
         self._link.state("Terminated", reason=reason or None, error_message=error or None)
         if not await self._link.drained(timeout_s=_DRAIN_S):
             log.warning("activity %s: the node has not taken the last reports", self._plan.activity_id)
