@@ -195,11 +195,9 @@ class Evm:
         refused: list[tuple[Any, str]] = []
         receipts = []
         for tx in transactions:
-            before = vm.state.snapshot()
             try:
                 receipt, computation = vm.apply_transaction(header, tx)
-            except ValidationError as error:
-                vm.state.revert(before)
+            except ValidationError as error:  # raised before the state is touched
                 refused.append((tx, str(error)))
                 continue
             used = receipt.gas_used - header.gas_used
@@ -229,8 +227,11 @@ class Evm:
         )
 
     def simulate(self, parent: Any, call: Call, timestamp: int) -> Outcome:
-        """Run ``call`` on top of ``parent`` without fees; nothing is kept."""
+        """Run ``call`` on top of ``parent`` without fees; nothing is kept. Raises :class:`BadTransaction`."""
         vm = self._vm(self.child_of(parent, timestamp).copy(base_fee_per_gas=0))
+        held = vm.state.get_balance(call.sender)
+        if call.value > held:
+            raise BadTransaction(f"insufficient funds for gas * price + value: balance {held}, value {call.value}")
         unsigned = vm.get_transaction_builder().new_unsigned_dynamic_fee_transaction(
             chain_id=self.chain_id,
             nonce=vm.state.get_nonce(call.sender),

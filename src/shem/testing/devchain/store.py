@@ -173,10 +173,10 @@ class Store:
 
     def hashes_below(self, number: int, count: int) -> Iterator[bytes]:
         """Hashes of the blocks before ``number``, newest first."""
-        rows = self._connection.execute(
-            "select hash from block where number < ? order by number desc limit ?", (number, count)
-        )
-        return (bytes(row[0]) for row in rows)
+        # Read on first use (few transactions ask) and at once: an open cursor would keep the file open after close().
+        query = "select hash from block where number < ? order by number desc limit ?"
+        for row in self._connection.execute(query, (number, count)).fetchall():
+            yield bytes(row[0])
 
     def last_block_with_transactions(self) -> int:
         row = self._connection.execute("select max(block) from tx").fetchone()
