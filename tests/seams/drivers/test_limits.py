@@ -1,0 +1,162 @@
+"""Programs that take too much stop, are reported, and leave a sandbox that works."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import msgspec
+import pytest
+
+ALIVE = "alive\n"
+
+
+async def test_a_fork_bomb_is_stopped_and_survived(box) -> None:
+    result = await box.sh("b() { b | b & }; b; sleep 30", timeout_s=1.5)
+    assert result.status.timed_out or result.code != 0
+    async with asyncio.timeout(20):
+        while (await box.guest.run(["true"])).code != 0:
+            pass
+    await box.guest.kill()
+    assert (await box.sh("echo alive")).out == ALIVE
+
+
+async def test_processes_are_counted(limits, box) -> None:
+    script = """
+import os, time
+n = 0
+try:
+    while n < 1000:
+        if os.fork() == 0:
+            time.sleep(60); os._exit(0)
+        n += 1
+except OSError: pass
+print(n)
+"""
+    result = await box.python(script)
+    assert limits.pids // 2 < int(result.out) <= limits.pids + 2
+    await box.guest.kill()
+
+
+async def test_a_memory_bomb_is_killed_and_reported(box) -> None:
+    result = await box.python("x = []\nwhile True: x.append(bytearray(1 << 20))")
+    assert result.status.oom
+    assert result.code == 137
+    assert box.sandbox.usage().oom_kills >= 1
+    assert (await box.sh("echo alive")).out == ALIVE
+
+
+async def test_a_memory_bomb_of_many_processes(box) -> None:
+    script = "import os, time\nfor i in range(8):\n  if os.fork() == 0: break\nx = bytearray(100 << 20)\ntime.sleep(20)"
+    result = await box.python(script, timeout_s=15)
+    assert result.status.oom or box.sandbox.usage().oom_kills >= 1
+    assert (await box.sh("echo alive")).out == ALIVE
+
+
+async def test_an_ordinary_failure_is_not_out_of_memory(box) -> None:
+    assert not (await box.sh("exit 1")).status.oom
+
+
+async def test_shared_memory_is_bounded(limits, box) -> None:
+    result = await box.sh("head -c 100000000 /dev/zero > /dev/shm/x; stat -c %s /dev/shm/x; rm /dev/shm/x")
+    assert 0 < int(result.out) <= limits.tmp_bytes
+    assert (await box.sh("echo alive")).out == ALIVE
+
+
+async def test_a_full_disk_is_an_error_inside(limits, box, caps) -> None:
+    if caps.limits["disk"] != "hard":
+        pytest.skip("the disk is only watched here")
+    result = await box.sh("head -c 400000000 /dev/zero > /work/x; stat -c %s /work/x")
+    assert "No space left" in result.err
+    assert int(result.out) < limits.disk_bytes
+    assert box.sandbox.usage().disk_bytes > limits.disk_bytes // 2
+    count = "import os\nn = 0\ntry:\n  while True: open(f'/work/i{n}', 'x'); n += 1\nexcept OSError: print(n)"
+    await box.sh("rm /work/x")
+    files = await box.python(count)
+    assert int(files.out) < 100_000
+    assert (await box.sh("echo alive")).out == ALIVE
+
+
+async def test_a_watched_disk_ends_the_sandbox(limits, background, make, caps) -> None:
+    if caps.limits["disk"] == "hard":
+        pytest.skip("the disk is limited by the kernel here")
+    box = await make(msgspec.structs.replace(limits, disk_bytes=8 << 20))
+    writing = background.start(
+        box.sh("i=0; while :; do head -c 4000000 /dev/zero > /work/$i; i=$((i+1)); sleep 0.2; done", timeout_s=60),
+        "work",
+    )
+    async with asyncio.timeout(30):
+        assert "limit" in await box.sandbox.wait_dead()
+    writing.cancel()
+
+
+async def test_a_flood_of_output_costs_us_nothing(box) -> None:
+    """The reader takes a little and then kills; meanwhile the program has been waiting, not our memory growing."""
+    got = 0
+
+    async def slow(_: int, data: bytes) -> None:
+        nonlocal got
+        got += len(data)
+        if got > 1_000_000:
+            await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await box.guest.run(["cat", "/dev/zero"], on_output=slow)
+    assert 1_000_000 < got < 1_200_000
+    assert (await box.sh("echo alive")).out == ALIVE
+
+
+async def test_tiny_writes_are_bounded_too(box) -> None:
+    pieces = 0
+
+    async def count(_: int, data: bytes) -> None:
+        nonlocal pieces
+        pieces += 1
+        if pieces > 50:
+            await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await box.guest.run(["sh", "-c", "while :; do echo; done"], on_output=count)
+    assert (await box.sh("echo alive")).out == ALIVE
+
+
+async def test_cpu_time_is_metered_from_outside(box) -> None:
+    before = box.sandbox.usage().cpu_s
+    await box.python("import time\nend = time.process_time() + 0.5\nwhile time.process_time() < end: pass")
+    spent = box.sandbox.usage().cpu_s - before
+    assert 0.4 < spent < 3
+
+
+async def test_cpu_is_shared_out(limits, make, caps) -> None:
+    if caps.limits["cpu"] != "hard":
+        pytest.skip("CPU is not limited here")
+    box = await make(msgspec.structs.replace(limits, cpus=0.25))
+    before = box.sandbox.usage().cpu_s
+    await box.sh("while :; do :; done", timeout_s=1.5)
+    assert box.sandbox.usage().cpu_s - before < 0.9
+
+
+async def test_many_open_files(limits, make) -> None:
+    box = await make(msgspec.structs.replace(limits, open_files=256))
+    script = "import os\nn = 0\ntry:\n  while True: os.open('/', 0); n += 1\nexcept OSError: print(n)"
+    assert int((await box.python(script)).out) < 256
+
+
+async def test_no_core_files_and_no_descriptors_are_inherited(box) -> None:
+    assert (await box.sh("ulimit -c; ls /proc/self/fd | wc -l")).out.split() == ["0", "4"]  # 0 1 2 and ls's own
+
+
+async def test_usage_survives_the_end(make) -> None:
+    box = await make()
+    await box.python("import time\nend = time.process_time() + 0.2\nwhile time.process_time() < end: pass")
+    await box.sandbox.destroy()
+    assert box.sandbox.usage().cpu_s > 0.15
+
+
+def test_limits_are_stated(caps) -> None:
+    assert set(caps.limits) == {"memory", "cpu", "disk", "pids"}
+    assert caps.isolation == "userns"
+    if os.geteuid() != 0:
+        assert caps.limits["memory"] == "polled"

@@ -1,0 +1,149 @@
+"""Beginning and end: nothing stays behind, whoever dies first."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from shem.errors import ShemError
+from shem.runtimes.base import GuestBroken, ImageConfig, Rootfs, SandboxFailed
+from shem.runtimes.host.process import Watched
+from shem.runtimes.host.slots import RUN
+from shem.runtimes.host.syscalls import mounts_below
+
+
+def remains(directory: Path, slot: str) -> list[str]:
+    """What is left of a destroyed sandbox on the host; ``slot`` is empty for one of a user."""
+    left = [str(path) for path in directory.rglob("*")] if directory.exists() else []
+    if slot:
+        left += [str(mount) for mount in mounts_below(RUN / slot)]
+        left += [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/shem/{slot}")]
+        left += [str(path) for path in (RUN / slot, Path("/sys/fs/cgroup/shem") / slot) if path.exists()]
+    return left
+
+
+async def test_destroy_leaves_nothing_and_may_be_repeated(make) -> None:
+    box = await make()
+    await box.sh("echo x > /work/x; mkdir -p /work/a/b; chmod 0 /work/a")
+    await asyncio.gather(box.sandbox.destroy(), box.sandbox.destroy())
+    await box.sandbox.destroy()
+    assert remains(box.directory, box.slot) == []
+    assert "destroyed" in await box.sandbox.wait_dead()
+    with pytest.raises(GuestBroken):
+        await box.run("true")
+
+
+async def test_destroy_ends_running_commands(background, make) -> None:
+    box = await make()
+    running = background.start(box.sh("sleep 1010"), "work")
+    async with asyncio.timeout(10):
+        while "sleep" not in (await box.sh("cat /proc/[0-9]*/comm")).out:
+            pass
+    await box.sandbox.destroy()
+    with pytest.raises(GuestBroken):
+        await running
+
+
+async def test_sandboxes_are_separate(make) -> None:
+    one, two = await make(), await make()
+    await one.sh("echo secret > /work/file; echo secret > /dev/shm/file")
+    assert (await two.sh("ls /work /dev/shm | grep file")).out == ""
+    await one.sandbox.destroy()
+    assert (await two.sh("echo alive")).out == "alive\n"
+
+
+async def test_a_sandbox_whose_first_process_dies_is_dead(box) -> None:
+    os.kill(box.sandbox._init.pid, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        assert await box.sandbox.wait_dead()
+    with pytest.raises(GuestBroken):
+        await box.run("true")
+
+
+async def test_a_broken_image_is_refused_cleanly(limits, driver, tmp_path) -> None:
+    missing = Rootfs(layers=(tmp_path / "missing",), config=ImageConfig(), digest="sha256:x")
+    with pytest.raises(ShemError):
+        await driver.create("x", missing, limits, directory=tmp_path / "box", volumes={})
+    assert remains(tmp_path / "box", "") == []
+
+
+async def test_mount_points_that_are_links_reach_no_host_directory(
+    limits, driver, driver_name, rootfs, tmp_path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    top = tmp_path / "evil"
+    top.mkdir()
+    (top / "data").symlink_to(outside)
+    (top / "old").symlink_to(f"/oldroot{outside}")
+    image = Rootfs(layers=(*rootfs.layers, top), config=ImageConfig(), digest="sha256:x")
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    for inside in ("/data/deep", "/old/deep"):
+        try:
+            sandbox = await driver.create("x", image, limits, directory=tmp_path / "box", volumes={inside: volume})
+        except SandboxFailed:
+            continue
+        await sandbox.destroy()
+    assert list(outside.iterdir()) == []
+
+
+_CHILD = """
+import asyncio, os, sys
+from pathlib import Path
+from shem.runtimes.base import *
+from shem.runtimes.bwrap.driver import BwrapDriver
+from shem.runtimes.oci.driver import OciDriver
+async def main():
+    name, directory, layers = sys.argv[1], Path(sys.argv[2]), [Path(p) for p in sys.argv[3:]]
+    driver = BwrapDriver() if name == "bwrap" else OciDriver(name)
+    box = await driver.create("x", Rootfs(layers=tuple(layers), config=ImageConfig(), digest="x"), Limits(disk_bytes=1 << 24),
+                              directory=directory, volumes={})
+    async def say(_, data): print(data.decode().strip(), flush=True)
+    stage = getattr(box, "_stage", None)
+    script = "(trap '' TERM HUP; exec setsid sleep $0) & echo ready $1; wait"
+    await box.guest.run(["sh", "-c", script, str(1_000_000 + os.getpid()), stage.slot.name if stage else ""], on_output=say)
+asyncio.run(main())
+"""
+
+
+async def test_when_our_process_is_killed_so_is_the_sandbox(driver, driver_name, rootfs, tmp_path) -> None:
+    boxes = tmp_path / "boxes"
+    boxes.mkdir()
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-c", _CHILD, driver_name, str(boxes / "one"), *map(str, rootfs.layers)),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert child.stdout is not None
+    async with asyncio.timeout(30):
+        ready, *slot = (await child.stdout.readline()).decode().split()
+    assert ready == "ready"
+    sleepers = [Watched(int(pid)) for pid in _sleepers(child.pid)]
+    assert sleepers
+    child.kill()
+    await child.wait()
+    async with asyncio.timeout(15):
+        for sleeper in sleepers:
+            await sleeper.wait()
+            sleeper.close()
+    await driver.recover(boxes)
+    await driver.recover(boxes)
+    assert remains(boxes, "".join(slot)) == []
+
+
+def _sleepers(parent: int) -> list[str]:
+    wanted = b"sleep\0%d\0" % (1_000_000 + parent)
+    return [pid for pid in os.listdir("/proc") if pid.isdigit() and _cmdline(pid) == wanted]
+
+
+def _cmdline(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
