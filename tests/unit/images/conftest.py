@@ -7,6 +7,8 @@ import contextlib
 import gzip
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
@@ -223,3 +225,23 @@ def kit() -> Kit:
 
 def names(tree: Path) -> Iterable[str]:
     return sorted(str(path.relative_to(tree)) for path in tree.rglob("*"))
+
+
+@pytest.fixture
+def as_nobody(tmp_path: Path) -> Callable[[str, str], None]:
+    """Runs tests of a module (an expression as for -k) again as somebody without any privilege: in a user namespace
+    without mapped ids, where our files stay ours and all else is refused."""
+
+    def run(module: str, tests: str) -> None:
+        chosen = ["-k", tests, "-m", "not root and not slow", "--basetemp", str(tmp_path / "nobody")]
+        done = subprocess.run(
+            ["unshare", "--user", sys.executable, "-m", "pytest", module, *chosen],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=Path(__file__).parents[3],
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert " passed" in done.stdout
+
+    return run

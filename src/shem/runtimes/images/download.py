@@ -50,7 +50,7 @@ async def small_blob(source: Source, blob: Descriptor, limit: int) -> bytes:
     """A blob as bytes, verified. Raises as :func:`download`, and :class:`ImageUnusable` above ``limit``."""
     if blob.size > limit:
         raise ImageUnusable(f"{blob.digest} is larger than {limit >> 20} MiB")
-    data = b""
+    data = bytearray()
     pieces = source.read(blob, 0)
     async with closing(pieces):
         async for piece in pieces:
@@ -59,7 +59,7 @@ async def small_blob(source: Source, blob: Descriptor, limit: int) -> bytes:
                 break
     if len(data) != blob.size or f"sha256:{hashlib.sha256(data).hexdigest()}" != blob.digest:
         raise ImageDigestMismatch(f"{blob.digest} arrived as something else")
-    return data
+    return bytes(data)
 
 
 class _Sink:

@@ -64,6 +64,10 @@ class Layers:
         for entry in list(self._tmp.iterdir()):
             self._discard(entry)
 
+    async def close(self) -> None:
+        """Let go of the worker processes; ``scope`` must be closed before."""
+        await self._unpacker.close()
+
     def tree(self, layer: StoredLayer) -> Path:
         """The directory for overlayfs."""
         return self._layers / layer.name / TREE

@@ -173,13 +173,14 @@ class Registries:
         limit = _Deadline(image.host, 60)
         response = await self._get(image, f"manifests/{reference}", {"Accept": _ACCEPT}, limit)
         try:
-            raw = b""
+            whole = bytearray()
             async for piece in limit.pieces(response):
-                raw += piece
-                if len(raw) > MAX_MANIFEST:
+                whole += piece
+                if len(whole) > MAX_MANIFEST:
                     raise ImageUnusable(f"the manifest of {image.short} is larger than {MAX_MANIFEST >> 20} MiB")
         finally:
             response.close()
+        raw = bytes(whole)
         digest = sha256_digest(raw)
         if is_digest(reference) and digest != reference:
             raise ImageDigestMismatch(f"{image.host} answered with {digest} when asked for {reference}")

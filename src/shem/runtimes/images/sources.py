@@ -134,13 +134,13 @@ class ArchiveSource:
 
 
 async def _all(pieces: AsyncIterator[bytes], limit: int, what: str) -> bytes:
-    whole = b""
+    whole = bytearray()
     async with closing(pieces):
         async for piece in pieces:
             whole += piece
             if len(whole) > limit:
                 raise ImageUnusable(f"{what} is larger than {limit >> 20} MiB")
-    return whole
+    return bytes(whole)
 
 
 @asynccontextmanager

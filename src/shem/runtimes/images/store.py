@@ -134,6 +134,7 @@ class ImageStore:
 
     async def __aexit__(self, *_: object) -> None:
         await self._scope.close()
+        await self._layers.close()
         await self._registries.__aexit__()
         os.close(self._lock)
 

@@ -23,6 +23,7 @@ class Unpacker:
     def __init__(self, workers: int = 2) -> None:
         self._slots = asyncio.Semaphore(workers)
         self._idle: list[asyncio.subprocess.Process] = []
+        self._ending: set[asyncio.subprocess.Process] = set()
         self._users = 0
 
     @contextlib.asynccontextmanager
@@ -35,7 +36,7 @@ class Unpacker:
             self._users -= 1
             if not self._users:
                 while self._idle:
-                    await _end(self._idle.pop())
+                    self._retire(self._idle.pop())
 
     async def run(self, job: Job, progress: Callable[[int], None] | None = None) -> None:
         """Do ``job``; ``progress`` hears how many bytes of its blob were read. Raises our image errors."""
@@ -47,11 +48,27 @@ class Unpacker:
                 # Cancelled, or the worker is gone: a half-done job must not go on behind the back of its owner.
                 with contextlib.suppress(ProcessLookupError):
                     worker.kill()
+                self._retire(worker)
                 await worker.wait()
                 raise
             self._idle.append(worker)
         if failed is not None:
             raise _error(failed)
+
+    async def close(self) -> None:
+        """Wait until all processes have ended. Nobody may be :meth:`in_use`."""
+        while self._ending:
+            worker = self._ending.pop()
+            if worker.stdout is not None:
+                while await worker.stdout.read(MAX_LINE):  # to its end, or the transport stays open behind us
+                    pass
+            await worker.wait()
+
+    def _retire(self, worker: asyncio.subprocess.Process) -> None:
+        """It ends by itself when its input does."""
+        if worker.stdin is not None:
+            worker.stdin.close()
+        self._ending = {each for each in self._ending if each.returncode is None} | {worker}
 
 
 async def _start() -> asyncio.subprocess.Process:
@@ -82,15 +99,7 @@ async def _ask(worker: asyncio.subprocess.Process, job: Job, progress: Callable[
                 progress(answer.done)
     except (ConnectionError, ValueError):
         pass
-    with contextlib.suppress(ProcessLookupError):
-        worker.kill()
-    raise errors.ImageStoreFailed(f"the process that unpacks images ended by itself ({await worker.wait()})")
-
-
-async def _end(worker: asyncio.subprocess.Process) -> None:
-    if worker.stdin is not None:
-        worker.stdin.close()
-    await worker.wait()
+    raise errors.ImageStoreFailed("the process that unpacks images ended by itself")
 
 
 def _error(failed: Failed) -> ShemError:
