@@ -19,7 +19,8 @@ from shem.cogs.clock import Clock, SystemClock
 from shem.cogs.tasks import TaskScope
 from shem.node.db import Database
 from shem.node.identity.keys import Identity
-from shem.node.market import Agreement, Market, MarketConfig
+from shem.node.market import Agreement, Market, MarketConfig, documents, protocol
+from shem.node.market.offers import SignedOffer
 from shem.node.peer.loopback import Loopback
 from shem.node.peer.network import PeerNetwork
 from shem.node.peer.remote_errors import PeerUnreachable
@@ -108,9 +109,9 @@ class Node:
         self.market = Market(self.db, self.lossy, {self.node_id: self.identity}, self.clock, self.config)
         self.market.on_agreement(self._changed)
         await self.market.start()
-        self._stack.push_async_callback(self.market.stop)
         if self.online:
             await self._stack.enter_async_context(self.peers)
+        self._stack.push_async_callback(self.market.stop)
         for address in self.bootstraps:
             self.peers.add_bootstrap(address)
         app = build_app(
@@ -129,6 +130,11 @@ class Node:
         if self.running:
             self.running = False
             await self._stack.aclose()
+
+    async def crash(self) -> None:
+        """Gone without a farewell."""
+        await self.peers.__aexit__(None, None, None)
+        await self.stop()
 
     def _changed(self, agreement: Agreement, state: str) -> None:
         assert self.db.connection.in_transaction
@@ -155,6 +161,56 @@ class Node:
         return self.market.core.book.get(offer_id) is not None
 
 
+class Mallory:
+    """A key, a connection, and the will to send anything."""
+
+    def __init__(self, transport: TransportFactory) -> None:
+        self.identity = Identity.generate()
+        self.node_id = self.identity.node_id
+        self.peers = PeerNetwork(self.identity, transport)
+
+    async def call(self, node: Node, method: str, payload: bytes) -> bytes:
+        return await self.peers.call(node.node_id, method, payload)
+
+    async def send(
+        self, node: Node, method: str, purpose: str, document: Any, *, signer: Identity | None = None
+    ) -> bytes:
+        """A document, signed by whoever's key she has."""
+        raw = documents.encode(document)
+        return await self.call(node, method, protocol.pack(protocol.sign(signer or self.identity, purpose, raw)))
+
+    def offer(
+        self,
+        *,
+        signer: Identity | None = None,
+        body: documents.SubscriptionBody | None = None,
+        properties: dict[str, Any] | None = None,
+        **statement: Any,
+    ) -> SignedOffer:
+        """An offer as it travels; right in everything that is not given."""
+        now = datetime.now(UTC)
+        body = body or documents.SubscriptionBody(
+            nonce=secrets.token_hex(16),
+            issuer=self.node_id,
+            created_at=now,
+            properties=properties or {"golem.runtime.name": "vm"},
+            constraints="()",
+        )
+        raw = documents.encode(body)
+        values: dict[str, Any] = {
+            "offer_id": documents.subscription_id(body, raw),
+            "sequence": 1,
+            "expires_at": now + timedelta(hours=1),
+            "withdrawn": False,
+        }
+        stated = documents.Statement(**values | statement)
+        signed = protocol.sign_statement(signer or self.identity, raw, stated)
+        return SignedOffer(body.issuer, b"" if stated.withdrawn else raw, signed.statement, signed.signature)
+
+    async def spread(self, node: Node, *offers: SignedOffer) -> None:
+        await self.call(node, protocol.OFFERS, protocol.pack(protocol.OffersPage(list(offers))))
+
+
 class Town:
     """All nodes of a test."""
 
@@ -169,6 +225,7 @@ class Town:
         self.world = Loopback()
         self.nodes: list[Node] = []
         self._tasks = TaskScope("test")
+        self._stack = AsyncExitStack()
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run beside the test."""
@@ -176,6 +233,7 @@ class Town:
 
     async def close(self) -> None:
         await self._tasks.close()
+        await self._stack.aclose()
         for node in reversed(self.nodes):
             await node.stop()
 
@@ -189,6 +247,15 @@ class Town:
         self.nodes.append(node)
         await node.start()
         return node
+
+    async def mallory(self, *knows: Node) -> Mallory:
+        """Connected with these nodes."""
+        mallory = Mallory(self.world.transport)
+        await self._stack.enter_async_context(mallory.peers)
+        for node in knows:
+            mallory.peers.add_bootstrap(node.peers.address())
+            await eventually(lambda node=node: node.node_id in mallory.peers.connected())
+        return mallory
 
     async def pair(self) -> tuple[Node, Node]:
         """Alice and Bob, connected."""

@@ -4,6 +4,9 @@ A peer that connects has heard nothing, so its list is everything; a change is p
 names, not copies: what is sent is the state at that moment, so ten changes of one offer are one message. The size of a
 list is bounded by the number of known offers, and a page waits for the answer to the one before, so a slow peer costs
 memory for names and nothing else. What a peer told us it is not told back.
+
+A node that stops withdraws its offers. One that dies cannot: when a link ends, the offers of the node at its other end
+are kept only if that node can be reached again. Should it come back, it says everything anew.
 """
 
 from __future__ import annotations
@@ -96,6 +99,19 @@ class Gossip:
     def _disconnected(self, node_id: NodeId) -> None:
         if node_id not in self._peers.connected():  # else a new connection has replaced the lost one
             self._leave(node_id)
+            if self._book.of(node_id) and not self._stopping:
+                self._tasks.start(self._look_after(node_id), f"look after {node_id}")
+
+    async def _look_after(self, node_id: NodeId) -> None:
+        try:
+            nothing = protocol.pack(protocol.OffersPage([]))
+            await self._peers.call(node_id, protocol.OFFERS, nothing, timeout_s=self._timeout_s)
+        except (ShemError, TimeoutError) as error:
+            if node_id in self._peers.connected():
+                return
+            log.info("%s is away, and so are its offers: %s", node_id, error)
+            for offer_id in self._book.of(node_id):
+                self._book.forget(offer_id)
 
     def _leave(self, node_id: NodeId) -> None:
         listener = self._listeners.pop(node_id, None)

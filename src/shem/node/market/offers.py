@@ -7,7 +7,6 @@ so that an offer heard late from somebody else does not come back to life.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Literal
 
@@ -70,7 +69,7 @@ class OfferBook:
         self._max_per_issuer = max_per_issuer
         self._known: dict[str, KnownOffer] = {}
         self._tombs: dict[Subject, tuple[Statement, SignedOffer]] = {}
-        self._per_issuer: Counter[str] = Counter()
+        self._by_issuer: dict[str, set[str]] = {}
         self._index = OfferIndex()
         self._interests = InterestIndex()
         self._listeners: list[Listener] = []
@@ -145,7 +144,7 @@ class OfferBook:
         self._tombs.pop((issuer, offer_id), None)
         known = KnownOffer(offer_id, body, statement, signed)
         self._known[offer_id] = known
-        self._per_issuer[issuer] += 1
+        self._by_issuer.setdefault(issuer, set()).add(offer_id)
         self._index.add(known.indexed)
         self._arm(offer_id, statement)
         self._tell((issuer, offer_id), "new", signed, source)
@@ -154,14 +153,19 @@ class OfferBook:
         return True
 
     def forget(self, offer_id: str) -> None:
-        """Drop an offer without a word (it expired)."""
+        """Drop an offer without a word (it expired, or its issuer is away)."""
         known = self._known.pop(offer_id, None)
         if known is None:
             return
         self._index.remove(offer_id)
-        self._per_issuer[known.body.issuer] -= 1
-        if not self._per_issuer[known.body.issuer]:
-            del self._per_issuer[known.body.issuer]
+        issuer = known.body.issuer
+        self._by_issuer[issuer].discard(offer_id)
+        if not self._by_issuer[issuer]:
+            del self._by_issuer[issuer]
+
+    def of(self, issuer: str) -> list[str]:
+        """Ids of the known offers of one node."""
+        return list(self._by_issuer.get(issuer, ()))
 
     # interests
 
@@ -211,7 +215,7 @@ class OfferBook:
         self._timers.at(statement.expires_at, ("offer", offer_id), lambda: self.forget(offer_id))
 
     def _check_room(self, issuer: str, *, own: bool) -> None:
-        if self._per_issuer[issuer] >= self._max_per_issuer:
+        if len(self._by_issuer.get(issuer, ())) >= self._max_per_issuer:
             raise TooManyOffers(f"more than {self._max_per_issuer} offers of {issuer}")
         if not own and len(self._known) >= self._max_offers:
             raise TooManyOffers(f"this node keeps no more than {self._max_offers} offers")

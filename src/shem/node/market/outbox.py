@@ -70,6 +70,7 @@ class Outbox:
         self._rpc_timeout_s = rpc_timeout_s
         self._retry_first_s = retry_first_s
         self._retry_max_s = retry_max_s
+        self._stopped = False
         self._handlers: dict[str, OnOutcome] = {}
         self._workers: dict[Topic, asyncio.Task[None]] = {}
         self._retry_now: dict[Topic, asyncio.Event] = {}
@@ -112,12 +113,15 @@ class Outbox:
         return await waiter
 
     def stop(self) -> None:
-        """Let nobody wait."""
+        """Let nobody wait, and begin nothing."""
+        self._stopped = True
         for message_id in list(self._waiting):
             self._resolve(message_id, PeerFailed("the node is stopping", code="stopping"))
 
     def _work(self, topic: Topic) -> None:
         worker = self._workers.get(topic)
+        if self._stopped:
+            return
         if worker is None or worker.done():
             self._retry_now[topic] = asyncio.Event()
             self._workers[topic] = self._tasks.start(self._deliver(topic), f"outbox {topic[0]} {topic[1][:16]}")
