@@ -100,6 +100,8 @@ class Books:
                 self.platforms.setdefault(platform.platform, platform)
                 self.drivers.setdefault(platform.platform, driver)
         self._agreements = agreements
+        self.closed = False
+        """True once the service stops: a late message is stored, and acted on at the next start."""
         self.wake_peer: Callable[[str], None] = lambda peer: None
         """Set by the outbox: there is a letter for this peer."""
         self.wake_settler: Callable[[], None] = lambda: None

@@ -76,7 +76,7 @@ class Outbox:
         nudge = self._carriers.get(peer)
         if nudge is not None:
             nudge.set()
-        elif self._books.store.letters(peer, 1):
+        elif not self._books.closed and self._books.store.letters(peer, 1):
             self._carriers[peer] = asyncio.Event()
             self._tasks.start(self._carry(peer), f"letters to {peer}")
 

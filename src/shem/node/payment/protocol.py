@@ -21,6 +21,7 @@ from shem.errors import Refused
 from shem.node.identity.signing import verify
 from shem.terms.amounts import MAX_UNITS
 from shem.terms.ids import NodeId
+from shem.wire.payment import RejectionReason
 
 MAX_MESSAGE_BYTES = 256 << 10
 MAX_PARTS = 256
@@ -83,7 +84,7 @@ class RejectionMessage(Message, frozen=True, kw_only=True):
 
     document_id: _Id
     agreement_id: _Id
-    reason: _Id
+    reason: RejectionReason
     amount_accepted: Units
     text: _Text | None = None
 
@@ -196,7 +197,7 @@ def units(text: str) -> int:
 
 
 def serve(peers: Peers, kind: LetterKind, shape: type[M], me: Signer, handle: Callable[[M, Signed], None]) -> None:
-    """Hand every verified message of ``kind`` that is meant for ``me`` to ``handle`` (which is sync: one transaction)."""
+    """Hand every verified message of ``kind`` that is meant for ``me`` to ``handle`` (sync: one transaction)."""
     method = method_of(kind)
 
     async def on_call(peer: NodeId, request: bytes) -> bytes:

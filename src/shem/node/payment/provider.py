@@ -23,7 +23,7 @@ from shem.node.payment.protocol import (
     units,
 )
 from shem.node.payment.store import Document, Kind, Letter, from_us, to_us
-from shem.terms.amounts import parse_amount
+from shem.terms.amounts import format_amount, parse_amount
 from shem.terms.ids import NodeId
 from shem.wire import payment as wire
 
@@ -287,11 +287,11 @@ class ProviderDesk:
                 msgspec.structs.replace(document, answer=signed.payload, answer_signature=signed.signature)
             )
             account = self._books.take_back(document, account)
-            rejection = {
-                "rejectionReason": message.reason,
-                "totalAmountAccepted": message.amount_accepted,
-                "message": message.text,
-            }
+            rejection = wire.Rejection(
+                rejection_reason=message.reason,
+                total_amount_accepted=format_amount(units(message.amount_accepted)),
+                message=message.text,
+            )
             self._books.tell(document, account, "Rejected", msgspec.json.encode(rejection))
 
     def _answered(self, document_id: str, owner: NodeId | str, peer: str) -> tuple[Document, ledger.Account]:

@@ -100,6 +100,7 @@ class Payments:
 
     async def stop(self) -> None:
         """End tasks and drivers; everything undone is in the database."""
+        self.books.closed = True
         self.books.pulses.beat_all()
         await self._tasks.close()
         for driver in self._drivers:

@@ -231,6 +231,8 @@ class Verifier:
 
     def start(self) -> None:
         """Look at every claim that is still open."""
+        if self._books.closed:
+            return
         for claim in self._store.claims():
             key = (claim.owner, claim.payment_id)
             if key not in self._looking:

@@ -170,7 +170,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Transfer(msgspec.Struct, frozen=True, kw_only=True):
-    """Money that moved. ``state``: ``claimed`` (by the payer), ``final`` (by our own look at the chain), ``refuted``."""
+    """Money that moved. ``state``: ``claimed`` (by the payer), ``final`` (by our look at the chain), ``refuted``."""
 
     owner: str
     payment_id: str
