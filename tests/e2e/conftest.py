@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
 
 from shem.sdk import Golem
 from shem.testing.devnet import Devnet
@@ -21,10 +23,43 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_small_image(tmp_path_factory.mktemp("images") / "busybox")
 
 
+class Registry:
+    """A registry on loopback that has one image, ``test/small:1``."""
+
+    def __init__(self, layout: Path) -> None:
+        self.blobs = layout / "blobs" / "sha256"
+        self.manifest = json.loads((layout / "index.json").read_bytes())["manifests"][0]["digest"]
+        self.host = ""
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        kind, name = request.match_info["kind"], request.match_info["name"]
+        digest = self.manifest if (kind, name) == ("manifests", "1") else name
+        path = self.blobs / digest.removeprefix("sha256:")
+        if request.match_info["repository"] != "test/small" or "/" in name or not path.is_file():
+            return web.json_response({"errors": [{"code": "MANIFEST_UNKNOWN"}]}, status=404)
+        media = "application/vnd.oci.image.manifest.v1+json" if kind == "manifests" else "application/octet-stream"
+        return web.Response(body=path.read_bytes(), content_type=media, headers={"Docker-Content-Digest": digest})
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def net(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Devnet]:
+async def registry(image: Path) -> AsyncIterator[Registry]:
+    """A registry that providers of the network are told to trust without TLS."""
+    server = Registry(image)
+    app = web.Application()
+    app.router.add_get("/v2/{repository:.+}/{kind:manifests|blobs}/{name}", server.answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    server.host = f"127.0.0.1:{runner.addresses[0][1]}"
+    yield server
+    await runner.cleanup()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def net(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> AsyncIterator[Devnet]:
     """A chain, a requestor node and three providers."""
-    async with Devnet(tmp_path_factory.mktemp("devnet"), providers=3) as network:
+    options = ("--insecure-registry", registry.host)
+    async with Devnet(tmp_path_factory.mktemp("devnet"), providers=3, provider_options=options) as network:
         yield network
 
 

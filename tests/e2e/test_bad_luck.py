@@ -12,7 +12,7 @@ from shem.errors import ShemError
 from shem.sdk import CommandFailed, Golem, Rental, events
 from shem.testing.devnet import Devnet
 from shem.testing.small_image import make_small_image
-from tests.e2e.conftest import session, until
+from tests.e2e.conftest import Registry, session, until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 
@@ -32,12 +32,24 @@ async def test_a_name_that_is_no_image(golem: Golem) -> None:
     assert caught.value.code == "bad_image"
 
 
-async def test_an_image_that_no_registry_has(golem: Golem) -> None:
+async def test_an_image_that_the_registry_does_not_have(golem: Golem, registry: Registry) -> None:
     begun = time.monotonic()
     with pytest.raises(ShemError) as caught:
-        await _once(golem, "localhost:9/nobody/nothing:1", "true")
-    assert caught.value.code in ("registry_unreachable", "image_not_found")
-    assert time.monotonic() - begun < 60
+        await _once(golem, f"{registry.host}/nobody/nothing:1", "true")
+    assert caught.value.code == "image_not_found"
+    assert time.monotonic() - begun < 30
+
+
+async def test_a_registry_that_does_not_answer(golem: Golem) -> None:
+    with pytest.raises(ShemError) as caught:
+        await _once(golem, "no-such-host.invalid/some/thing:1", "true")
+    assert caught.value.code == "registry_unreachable"
+
+
+async def test_a_registry_inside_the_providers_own_network_is_not_asked(golem: Golem) -> None:
+    with pytest.raises(ShemError) as caught:
+        await _once(golem, "localhost:9/some/thing:1", "true")
+    assert caught.value.code == "registry_not_allowed"
 
 
 async def test_an_image_whose_content_is_not_what_its_digest_says(golem: Golem, tmp_path: Path) -> None:

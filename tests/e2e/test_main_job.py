@@ -11,7 +11,7 @@ from shem.errors import MoneyShort
 from shem.sdk import CommandFailed, Golem, Need, Rental, events
 from shem.terms.amounts import parse_amount
 from shem.testing.devnet import Devnet
-from tests.e2e.conftest import session
+from tests.e2e.conftest import Registry, session
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(240)]
 
@@ -36,6 +36,12 @@ async def test_tasks_run_on_three_providers_and_every_one_is_paid_on_the_chain(n
             assert receipt["status"] == "0x1"
             assert int(receipt["blockNumber"], 16) == payment.block_number
             assert receipt["to"].lower() == net.token.lower()
+
+
+async def test_an_image_comes_from_a_registry(golem: Golem, registry: Registry) -> None:
+    async with golem:
+        result = await golem.run(f"{registry.host}/test/small:1", ["echo", "pulled"])
+    assert result.text == "pulled\n"
 
 
 async def test_files_and_directories_travel_both_ways(golem: Golem, image: Path, tmp_path: Path) -> None:
