@@ -168,9 +168,6 @@ async def test_refusals_have_the_same_words(node: Node) -> None:
     assert "insufficient funds" in await refusal(node, node.sign(nonce=gap.nonce + 1, value=10**30))
     await node.send(data=transfer)
     assert "nonce too low" in await refusal(node, node.sign(nonce=node.nonce - 1, data=transfer, gas=199_999))
-
-
-async def test_reverts_have_the_same_words(node: Node) -> None:
     call = {"from": node.payer.address, "to": node.token, "data": "0x" + erc20.transfer("0x" + "00" * 20, 1).hex()}
     for method in ("eth_call", "eth_estimateGas"):
         with pytest.raises(RpcRefused) as caught:

@@ -271,3 +271,21 @@ async def test_a_lost_line_leaves_everything_in_its_place(make: Callable[..., Be
     await bench.steps(4, mine=True)
     assert (bench.states, bench.codes) == (["final"], [])
     assert not any(isinstance(told, Failure) for told in bench.payer.told)
+
+
+async def test_a_listener_that_fails_is_told_again_and_holds_up_nobody(make: Callable[..., Bench]) -> None:
+    bench = make()
+    mood = {"bad": True}
+
+    def fail(outcome: Settlement | Failure) -> None:
+        if mood["bad"] and outcome.order_id == "a":
+            raise ZeroDivisionError
+
+    bench.payer.driver.on_settled(fail)
+    bench.payer.order("a", PAYEE, 1)
+    bench.payer.order("b", PAYEE, 1)
+    await bench.steps(5, mine=True)
+    assert bench.states == ["mined", "final"]
+    mood["bad"] = False
+    await bench.steps(1)
+    assert bench.states == ["final", "final"]

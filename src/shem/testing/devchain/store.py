@@ -97,7 +97,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         """Opens or creates ``path``. Raises :class:`Misconfigured` when another process runs on it."""
-        self._connection = sqlite3.connect(path, isolation_level=None, timeout=0.5)
+        self._connection = sqlite3.connect(path, isolation_level=None, timeout=0.1)
         try:
             # One process owns a chain: the lock says so, and spares the shared-memory file of the log.
             self._connection.execute("pragma locking_mode = exclusive")

@@ -241,7 +241,11 @@ class TransactionManager:
             if receipt is not None:
                 found[attempt.intent] = receipt
         for intent in asked:
-            self._judge(intent, found.get(intent.id), view, problems)
+            try:
+                self._judge(intent, found.get(intent.id), view, problems)
+            except Exception:
+                # Rolled back, and judged again at the next look: a listener's mistake must not hold up other payments.
+                log.exception("the end of %s could not be told", intent.key)
 
     def _judge(self, intent: Intent, receipt: Receipt | None, view: View, problems: dict[str, DriverProblem]) -> None:
         if receipt is None:
