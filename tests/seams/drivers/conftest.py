@@ -33,7 +33,13 @@ def capabilities(name: str) -> Capabilities:
     return asyncio.run(DRIVERS[name]().probe())
 
 
-@pytest.fixture(params=[pytest.param("bwrap"), *(pytest.param(n, marks=pytest.mark.root) for n in ("runc", "crun"))])
+@pytest.fixture(
+    params=[
+        "bwrap",
+        pytest.param("runc", marks=pytest.mark.root),
+        pytest.param("crun", marks=[pytest.mark.root, pytest.mark.slow]),  # as runc, by another binary
+    ]
+)
 def driver_name(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     if not capabilities(name).available:

@@ -106,7 +106,7 @@ async def main():
                               directory=directory, volumes={})
     async def say(_, data): print(data.decode().strip(), flush=True)
     stage = getattr(box, "_stage", None)
-    script = "(trap '' TERM HUP; exec setsid sleep $0) & echo ready $1; wait"
+    script = "(trap '' TERM HUP; exec setsid sleep $0) & until grep -q sleep /proc/$!/comm; do :; done; echo ready $1; wait"
     await box.guest.run(["sh", "-c", script, str(1_000_000 + os.getpid()), stage.slot.name if stage else ""], on_output=say)
 asyncio.run(main())
 """
