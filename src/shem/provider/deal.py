@@ -166,6 +166,8 @@ class Deal:
         clock = self._desk.clock
         while self._end is None:
             await wait_until(clock, self._changed, self.bill.next_moment())
+            for unit in self._units.values():
+                unit.report_usage()
             for order in self.bill.due(clock.now()):
                 match order:
                     case EndAgreement():

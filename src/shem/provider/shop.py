@@ -79,6 +79,7 @@ class Shop:
         self._all_published = asyncio.Event()
         self._room = asyncio.Event()
         self._turned_away = False
+        self._open = False
 
     @property
     def published(self) -> dict[str, str]:
@@ -87,12 +88,14 @@ class Shop:
 
     async def open(self) -> None:
         """Publish everything; returns once all offers are on the market."""
+        self._open = True
         for offer in self._offers:
             self._scope.start(self._serve(offer), offer.name)
         await self._all_published.wait()
 
     async def close(self) -> None:
         """Withdraw everything and answer nobody any more."""
+        self._open = False
         await self._scope.close()
         for offer_id in list(self._published.values()):
             await self._withdraw(offer_id)
@@ -101,7 +104,7 @@ class Shop:
     def room_again(self) -> None:
         """Capacity came back."""
         self._room.set()
-        if self._turned_away:
+        if self._turned_away and self._open:
             self._turned_away = False
             self._scope.start(self._renew(), "renew")
 

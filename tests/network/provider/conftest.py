@@ -303,7 +303,7 @@ class World:
         self.bank = Bank()
         self.alice = TestNode("alice", root / "alice", self.loopback, self.bank)
         self.bob = TestNode("bob", root / "bob", self.loopback, self.bank)
-        self.alice.bootstrap = [self.bob]
+        self.bob.bootstrap = [self.alice]
         self.requestor: Requestor
         self.provider_http: ApiClient
         self.package = ""
@@ -325,8 +325,8 @@ class World:
         return ProviderAgent(self.config(**changes), self.provider_http)
 
     async def __aenter__(self) -> World:
-        await self.bob.start()
         await self.alice.start()
+        await self.bob.start()
         self.bank.fund(self.alice.id, 1000 * TGLM)
         http = await self._stack.enter_async_context(ApiClient(self.alice.url, self.alice.key))
         self.provider_http = await self._stack.enter_async_context(ApiClient(self.bob.url, self.bob.key))
@@ -340,9 +340,6 @@ class World:
         await self._stack.aclose()
         await self.alice.stop()
         await self.bob.stop()
-
-    async def offers_seen(self) -> None:
-        """Wait until the requestor's node knows an offer."""
 
     async def agreement(self, agreement_id: str) -> Agreement:
         return await MarketApi(self.provider_http).agreement(agreement_id)

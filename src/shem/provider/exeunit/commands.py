@@ -32,7 +32,10 @@ START_ENTRYPOINT = "start-entrypoint"
 """The argument of ``start`` that asks for the image's own program."""
 _MAX_TIMEOUT_S = 366 * 24 * 3600.0
 _PROGRESS_INTERVAL_S = 0.3
-_NEARLY_FULL = 0.98
+_FULL = 0.98
+_NEARLY_FULL = 0.8
+_NO_SPACE = b"No space left on device"
+_LAST_WORDS = 4096
 
 
 class Commands:
@@ -86,7 +89,12 @@ class Commands:
             2: StreamCapture(capture.stderr if capture else None, Stderr, budget),
         }
 
+        last_words = bytearray()
+
         async def on_output(stream: int, data: bytes) -> None:
+            if stream == 2:
+                last_words.extend(data)
+                del last_words[:-_LAST_WORDS]
             for event in streams[stream].feed(data):
                 await self._link.emit(batch_id, index, event)
 
@@ -106,9 +114,9 @@ class Commands:
         for stream in streams.values():
             for event in stream.finish():
                 await self._link.emit(batch_id, index, event)
-        self._judge(status, timeout_s, sandbox)
+        self._judge(status, timeout_s, sandbox, bytes(last_words))
 
-    def _judge(self, status: ExitStatus, timeout_s: float | None, sandbox: Sandbox) -> None:
+    def _judge(self, status: ExitStatus, timeout_s: float | None, sandbox: Sandbox, last_words: bytes) -> None:
         """Raises the most telling failure of a command that ended."""
         if status.timed_out:
             raise CommandFailed(
@@ -123,7 +131,9 @@ class Commands:
                 f"the command used more than {limits.memory_bytes >> 20} MiB (limit) and was killed",
                 return_code=status.code,
             )
-        if sandbox.usage().disk_bytes >= limits.disk_bytes * _NEARLY_FULL:
+        used = sandbox.usage().disk_bytes / max(1, limits.disk_bytes)
+        # a file system keeps some of its size for itself: below the limit, the program's own words decide
+        if used >= _FULL or (used >= _NEARLY_FULL and _NO_SPACE in last_words):
             raise CommandFailed(
                 DISK_FULL,
                 f"the command failed and the disk is full ({limits.disk_bytes >> 20} MiB)",

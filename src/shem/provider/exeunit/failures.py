@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 
-from shem.errors import ShemError, WorkFailed
+from shem.errors import NotFound, ShemError, WorkFailed
 from shem.runtimes.base import CommandNotStarted, GuestFileError
 
 MAX_MESSAGE = 4000
@@ -24,6 +24,7 @@ OUTPUT_LIMIT = "output_limit"
 DISK_FULL = "disk_full"
 PATH_NOT_FOUND = "path_not_found"
 TRANSFER_FAILED = "transfer_failed"
+IMAGE_NOT_FOUND = "image_not_found"
 CANCELLED = "cancelled"
 SANDBOX_DIED = "sandbox_died"
 UNSUPPORTED = "unsupported"
@@ -71,9 +72,14 @@ def file_failure(error: GuestFileError, path: str) -> CommandFailed:
 
 
 def as_failure(error: ShemError, code: str) -> CommandFailed:
-    """Another part's error as a command's; ``code`` where that part has no specific one."""
+    """Another part's error as a command's, under a code of ours."""
     if isinstance(error, CommandFailed):
         return error
-    own = error.code if error.code and not error.code.startswith("http_") else code
-    text = error.message + (f" ({error.hint})" if error.hint else "")
-    return CommandFailed(own, text)
+    return CommandFailed(code, error.message + (f" ({error.hint})" if error.hint else ""))
+
+
+def image_failure(error: ShemError) -> CommandFailed:
+    """Why there is no image: codes of the image store stay; a file that is not there is an image that is not there."""
+    if error.code.startswith(("image_", "registry_")):
+        return as_failure(error, error.code)
+    return as_failure(error, IMAGE_NOT_FOUND if isinstance(error, NotFound) else "image_failed")

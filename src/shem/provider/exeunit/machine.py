@@ -14,8 +14,8 @@ import msgspec
 
 from shem.client.files import FilesApi
 from shem.cogs.tasks import TaskScope
-from shem.errors import Refused, ShemError
-from shem.provider.exeunit.failures import UNSUPPORTED, CommandFailed, as_failure
+from shem.errors import ShemError
+from shem.provider.exeunit.failures import UNSUPPORTED, CommandFailed, as_failure, image_failure
 from shem.provider.exeunit.meter import Meter
 from shem.runtimes.base import Driver, ImageConfig, Limits, Sandbox
 from shem.runtimes.images.store import ImageStore
@@ -62,7 +62,8 @@ class Machine:
                 parse_package(self._package), fetch=self._fetch, progress=report, holder=self._activity_id
             )
         except ShemError as error:
-            raise as_failure(error, "image_failed") from error
+            raise image_failure(error) from error
+        env = _environment(rootfs.config, command.env or {})
         self._count += 1
         name = f"{self._activity_id}-{self._count}"
         try:
@@ -73,7 +74,7 @@ class Machine:
             raise as_failure(error, "sandbox_failed") from error
         self.sandbox = sandbox
         self.image = rootfs.config
-        self.env = _environment(rootfs.config, command.env or {})
+        self.env = env
         self._meter.attach(sandbox)
         volumes = list(command.volumes or ())
         for volume in volumes:  # the whole file system is writable: a volume is a directory within the same limit
@@ -133,6 +134,6 @@ def _environment(image: ImageConfig, more: dict[str, str]) -> dict[str, str]:
         env[name] = value
     for name, value in more.items():
         if not name or "=" in name or "\0" in name + value:
-            raise Refused(f"{name[:80]!r} is not the name of a variable", code="bad_env")
+            raise CommandFailed("bad_env", f"{name[:80]!r} is not the name of a variable")
         env[name] = value
     return env

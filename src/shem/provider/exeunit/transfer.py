@@ -36,7 +36,7 @@ from shem.provider.exeunit.tarflow import (
     header,
     padding,
 )
-from shem.runtimes.base import Entry, GuestFileError
+from shem.runtimes.base import Entry, GuestBroken, GuestFileError, SandboxFailed
 from shem.runtimes.guest.client import GuestAgent
 from shem.terms.script import Transfer
 from shem.wire.files import parse_gftp_url
@@ -88,7 +88,7 @@ class Transfers:
                     await self._send(source.path, target, command.format, report)
                 case _:
                     raise CommandFailed(UNSUPPORTED, "one end of a transfer must be in the container, the other not")
-        except CommandFailed:
+        except (CommandFailed, GuestBroken, SandboxFailed):
             raise
         except NotFound as error:
             raise CommandFailed(TRANSFER_FAILED, f"there is no such file at the requestor: {error.message}") from None

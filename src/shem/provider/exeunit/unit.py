@@ -259,11 +259,15 @@ class ExeUnit:
 
     # usage
 
+    def report_usage(self) -> None:
+        """Read the counters now, for the bill and for the node: both should know the same when a note is sent."""
+        usage = self._meter.read()
+        self._on_usage(usage)
+        self._link.usage(usage)
+
     async def _report_usage(self) -> None:
         while True:
-            usage = self._meter.read()
-            self._on_usage(usage)
-            self._link.usage(usage)
+            self.report_usage()
             await self._clock.sleep(REPORT_INTERVAL_S)
 
 
