@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 CALL_TIMEOUT_S = 15.0
 MAX_AGE = timedelta(days=30)
 MAX_CRASHES = 20
-"""How often a peer may answer one letter with a fault of its own before the letter is given up."""
+"""How often in a row a peer may answer one letter with a fault of its own before the letter is given up."""
 BATCH = 16
 
 
@@ -90,7 +90,8 @@ class Outbox:
                     try:
                         await self._deliver(letter, crashes)
                     except (PeerFailed, TimeoutError) as error:
-                        crashes = crashes + 1 if isinstance(error, PeerRefused) else crashes
+                        crashed = isinstance(error, PeerRefused) and error.code == "internal"
+                        crashes = crashes + 1 if crashed else 0
                         log.info("a %s for %s waits: %s", letter.kind, peer, error)
                         with suppress(TimeoutError):
                             async with asyncio.timeout(delay_s):

@@ -57,8 +57,8 @@ class WrongClaim(Refused):
     default_code = "payment_mismatch"
 
 
-class TooManyClaims(Refused):
-    """Too many unverified payment notices of this peer."""
+class TooManyClaims(PeerFailed):
+    """Too many unverified payment notices of this peer. Not a refusal: it may say so again later, and should."""
 
     default_code = "too_many_claims"
 
