@@ -113,7 +113,8 @@ class Outbox:
         except Refused as error:
             self._drop(letter, error)
             return
-        with self._books.write():
+        # Not durable: a power cut that takes this back has the letter sent again, which is harmless.
+        with self._books.db.transaction():
             self._books.store.drop_letter(letter.seq)
             self._delivered(letter)
 

@@ -168,7 +168,7 @@ class ProviderDesk:
         document = self._books.document(kind, document_id, owner, "Provider")
         if document.state is State.ISSUED:
             peer = self._peer(document)
-            with self._books.write():
+            with self._books.db.transaction():  # nothing is promised before the answer comes
                 if not self._store.is_posted(owner, kind, document_id, peer):
                     self._books.repost(owner, peer, kind, document.payload, document.signature, document_id)
 
