@@ -38,10 +38,10 @@ class Rules(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     debit_note_interval_s: int = 120
     payment_timeout_s: int = 120
     accept_timeout_s: int = 240
-    interval_range_s: tuple[int, int] = (1, 24 * 3600)
-    payment_timeout_range_s: tuple[int, int] = (1, 24 * 3600)
-    min_accept_timeout_s: int = 5
-    min_expiration_s: int = 300
+    interval_range_s: tuple[float, float] = (1, 24 * 3600)
+    payment_timeout_range_s: tuple[float, float] = (1, 24 * 3600)
+    min_accept_timeout_s: float = 5
+    min_expiration_s: float = 300
     max_expiration_s: int = 100 * 365 * 24 * 3600
     """With an accept timeout: somebody watches the bills."""
     max_expiration_unwatched_s: int = 30 * 60

@@ -137,7 +137,7 @@ def _expiration(request: Request) -> Change | Rejection:
     if left_s < rules.min_expiration_s:
         return Rejection(
             "expires_too_soon",
-            f"the demand ends in {left_s:.0f} s; at least {rules.min_expiration_s} s are needed",
+            f"the demand ends in {left_s:.0f} s; at least {rules.min_expiration_s:g} s are needed",
             True,
         )
     watched = _number(request.demand.get(ACCEPT_TIMEOUT)) is not None
@@ -164,18 +164,18 @@ def _accept_timeout(request: Request) -> Change | Rejection:
         return Rejection("accept_timeout", f"debit notes must be accepted within {rules.accept_timeout_s} s", True)
     if seconds < rules.min_accept_timeout_s:
         return Rejection(
-            "accept_timeout", f"an accept timeout of less than {rules.min_accept_timeout_s} s is not taken", False
+            "accept_timeout", f"an accept timeout of less than {rules.min_accept_timeout_s:g} s is not taken", False
         )
     return {ACCEPT_TIMEOUT: wanted}
 
 
-def _within(name: str, code: str, wanted: Any, allowed: tuple[int, int]) -> Change | Rejection:
+def _within(name: str, code: str, wanted: Any, allowed: tuple[float, float]) -> Change | Rejection:
     if wanted is None:
         return {name: None}
     seconds = _number(wanted)
     low, high = allowed
     if seconds is None or not low <= seconds <= high:
-        return Rejection(code, f"{name} must be from {low} to {high} s, not {str(wanted)[:40]}", True)
+        return Rejection(code, f"{name} must be from {low:g} to {high:g} s, not {str(wanted)[:40]}", True)
     return {name: wanted}
 
 

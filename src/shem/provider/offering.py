@@ -7,7 +7,7 @@ are, and the constraints of an offer plain enough for the simplest of their pars
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -35,6 +35,11 @@ MULTI_ACTIVITY = "golem.srv.caps.multi-activity"
 TASK_PACKAGE = "golem.srv.comp.task_package"
 PLATFORM = "golem.com.payment.platform."
 OURS = "golem.!exp.shem.v1.runtime."
+
+
+def is_ours(properties: Mapping[str, Any]) -> bool:
+    """Whether an offer is one of this agent, and not of another program at the same node."""
+    return OURS + "driver" in properties
 
 
 class Account(msgspec.Struct, frozen=True):

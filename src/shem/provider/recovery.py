@@ -17,7 +17,7 @@ from shem.provider.accountant import Accountant
 from shem.provider.billing import SHUTDOWN, Bill, EndAgreement, read_terms
 from shem.provider.config import Rules
 from shem.provider.deal import Desk, terminate
-from shem.provider.offering import OURS
+from shem.provider.offering import is_ours
 from shem.terms.amounts import parse_amount
 from shem.wire.market import Agreement, AgreementState
 
@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 LOOK_BACK = timedelta(days=30)
 """Agreements that ended longer ago are not looked at again."""
 WHY = "the provider agent was restarted; work in progress was lost"
-_MARK = OURS + "driver"
 
 
 async def recover(desk: Desk, rules: Rules) -> int:
@@ -41,7 +40,7 @@ async def recover(desk: Desk, rules: Rules) -> int:
 
 async def _withdraw_offers(desk: Desk) -> None:
     for offer in await desk.market.offers():
-        if _MARK in offer.properties:
+        if is_ours(offer.properties):
             try:
                 await desk.market.unsubscribe_offer(offer.offer_id)
             except Refused as error:
@@ -56,7 +55,7 @@ async def _ours(desk: Desk, state: AgreementState) -> list[Agreement]:
         if entry.role != "Provider":
             continue
         agreement = await desk.market.agreement(entry.id)
-        if _MARK in agreement.offer.properties:
+        if is_ours(agreement.offer.properties):
             found.append(agreement)
     return found
 

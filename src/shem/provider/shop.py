@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import msgspec
 
@@ -20,10 +21,12 @@ from shem.errors import Conflict, Gone, NotFound, PeerFailed, Refused, ShemError
 from shem.provider.capacity import Capacity, Resources
 from shem.provider.config import Rules
 from shem.provider.negotiators import Rejection, Request, negotiate, review
-from shem.provider.offering import Offer, build_constraints
+from shem.provider.offering import Offer, build_constraints, is_ours
 from shem.wire.market import Agreement, AgreementEvent, OfferEvent, Proposal, ProposalEvent, ProposalRejectedEvent
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 POLL_S = 30.0
 MAX_ANSWERING = 64
@@ -76,6 +79,7 @@ class Shop:
         self._ending = ending
         self._scope = TaskScope("shop")
         self._published: dict[str, str] = {}
+        self._publishing = asyncio.Lock()
         self._all_published = asyncio.Event()
         self._room = asyncio.Event()
         self._turned_away = False
@@ -111,41 +115,61 @@ class Shop:
     # offers
 
     async def _serve(self, offer: Offer) -> None:
-        pause = _RETRY_S
         while True:
+            offer_id = await self._publish(offer)
             try:
-                offer_id = await self._publish(offer)
-                pause = _RETRY_S
                 await self._answer_events(offer, offer_id)
             except (NotFound, Gone):
                 log.info("offer %s is no longer on the market: publishing it again", offer.name)
-            except (PeerFailed, TimeoutError) as error:
-                log.warning("offer %s: %s", offer.name, error)
-                await self._clock.sleep(pause)
-                pause = min(_LAST_RETRY_S, pause * 2)
 
     async def _publish(self, offer: Offer) -> str:
-        constraints = build_constraints(self._rules.subnet, self._clock.now())
-        offer_id = await self._market.subscribe_offer(offer.properties, constraints)
-        self._published[offer.name] = offer_id
+        async def subscribe() -> str:
+            await self._withdraw_strays()
+            constraints = build_constraints(self._rules.subnet, self._clock.now())
+            return await self._market.subscribe_offer(offer.properties, constraints)
+
+        async with self._publishing:  # one at a time: an offer that is not entered yet looks like a stray
+            offer_id = await self._patiently(offer, subscribe)
+            self._published[offer.name] = offer_id
         if len(self._published) == len(self._offers):
             self._all_published.set()
         log.info("offer %s is published as %s", offer.name, offer_id)
         return offer_id
 
     async def _answer_events(self, offer: Offer, offer_id: str) -> None:
-        """Until the subscription is gone (``NotFound``) or was taken back."""
+        """Until the subscription is gone (``NotFound``) or was taken back. It outlives a restart of the node."""
+
+        async def collect() -> list[OfferEvent]:
+            return await self._market.collect_offer_events(offer_id, timeout_s=POLL_S, max_events=20)
+
         answering = asyncio.Semaphore(MAX_ANSWERING)
         while self._published.get(offer.name) == offer_id:
-            for event in await self._market.collect_offer_events(offer_id, timeout_s=POLL_S, max_events=20):
+            for event in await self._patiently(offer, collect):
                 await answering.acquire()
                 self._scope.start(self._answer(offer, offer_id, event, answering), "answer")
+
+    async def _patiently(self, offer: Offer, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask until the node answers: it may be away for a restart."""
+        pause = _RETRY_S
+        while True:
+            try:
+                return await ask()
+            except (PeerFailed, TimeoutError) as error:
+                log.warning("offer %s: %s", offer.name, error)
+            await self._clock.sleep(pause)
+            pause = min(_LAST_RETRY_S, pause * 2)
 
     async def _renew(self) -> None:
         """Take every offer back; its loop publishes it anew."""
         taken_back, self._published = list(self._published.values()), {}
         for offer_id in taken_back:
             await self._withdraw(offer_id)
+
+    async def _withdraw_strays(self) -> None:
+        """Offers that were published although the answer was lost: nobody would read their events."""
+        for found in await self._market.offers():
+            if is_ours(found.properties) and found.offer_id not in self._published.values():
+                await self._withdraw(found.offer_id)
 
     async def _withdraw(self, offer_id: str) -> None:
         try:

@@ -22,7 +22,13 @@ from tests.network.provider.conftest import Rental, World, run, until
 INTERVAL = "golem.com.scheme.payu.debit-note.interval-sec?"
 ACCEPT_TIMEOUT = "golem.com.payment.debit-notes.accept-timeout?"
 PAYMENT_TIMEOUT = "golem.com.scheme.payu.payment-timeout-sec?"
-QUICK = Rules(min_accept_timeout_s=1, idle_limit_s=1.0)
+QUICK = Rules(
+    interval_range_s=(0.1, 10),
+    payment_timeout_range_s=(0.1, 60),
+    min_accept_timeout_s=0.1,
+    min_expiration_s=0.1,
+    idle_limit_s=0.5,
+)
 
 
 async def test_from_offer_to_paid_invoice(world: World) -> None:
@@ -67,8 +73,8 @@ async def test_a_free_preset(world: World) -> None:
 
 async def test_debit_notes_follow_the_interval(world: World) -> None:
     requestor = world.requestor
-    async with world.agent():
-        rental = await requestor.rent(world.package, **{INTERVAL: 1, ACCEPT_TIMEOUT: 30})
+    async with world.agent(rules=QUICK):
+        rental = await requestor.rent(world.package, **{INTERVAL: 0.4, ACCEPT_TIMEOUT: 30})
         await rental.open()
 
         async def three() -> list[DebitNote] | None:
@@ -81,7 +87,7 @@ async def test_debit_notes_follow_the_interval(world: World) -> None:
         assert amounts[0] > 0.1
         assert all(note.payment_due_date is None and note.usage_counter_vector for note in notes)
         gaps = [(b.timestamp - a.timestamp).total_seconds() for a, b in itertools.pairwise(notes)]
-        assert all(0.5 < gap < 2.5 for gap in gaps)
+        assert all(0.2 < gap < 2 for gap in gaps)
         await requestor.end(rental)
         assert float((await requestor.invoice(rental.agreement_id)).amount) >= amounts[-1]
 
@@ -89,7 +95,7 @@ async def test_debit_notes_follow_the_interval(world: World) -> None:
 async def test_accepted_notes_keep_an_agreement_alive(world: World) -> None:
     requestor = world.requestor
     async with world.agent(rules=QUICK):
-        rental = await requestor.rent(world.package, **{INTERVAL: 1, ACCEPT_TIMEOUT: 2, PAYMENT_TIMEOUT: 60})
+        rental = await requestor.rent(world.package, **{INTERVAL: 0.3, ACCEPT_TIMEOUT: 0.8, PAYMENT_TIMEOUT: 60})
         await rental.open()
         accepted: set[str] = set()
 
@@ -112,7 +118,7 @@ async def test_accepted_notes_keep_an_agreement_alive(world: World) -> None:
 async def test_notes_nobody_accepts_end_the_agreement(world: World) -> None:
     requestor = world.requestor
     async with world.agent(rules=QUICK):
-        rental = await requestor.rent(world.package, **{INTERVAL: 1, ACCEPT_TIMEOUT: 1})
+        rental = await requestor.rent(world.package, **{INTERVAL: 0.3, ACCEPT_TIMEOUT: 0.3})
         await rental.open()
         reason = await requestor.ended(rental.agreement_id)
         assert reason["golem.provider.code"] == "DebitNotesDeadline"
@@ -121,11 +127,9 @@ async def test_notes_nobody_accepts_end_the_agreement(world: World) -> None:
 
 
 async def test_notes_nobody_pays_end_the_agreement(world: World) -> None:
-    world.bank.down = True
     requestor = world.requestor
-    async with world.agent():
-        world.bank.down = False
-        rental = await requestor.rent(world.package, **{INTERVAL: 1, PAYMENT_TIMEOUT: 1})
+    async with world.agent(rules=QUICK):
+        rental = await requestor.rent(world.package, **{INTERVAL: 0.3, PAYMENT_TIMEOUT: 0.3})
         await rental.open()
         assert (await requestor.ended(rental.agreement_id))["golem.provider.code"] == "DebitNoteNotPaid"
 
@@ -149,8 +153,8 @@ async def test_a_demand_for_one_activity_is_ended_after_it(world: World) -> None
 
 async def test_an_agreement_expires(world: World) -> None:
     requestor = world.requestor
-    async with world.agent(rules=Rules(min_expiration_s=1)):
-        soon = int((datetime.now(UTC) + timedelta(seconds=3)).timestamp() * 1000)
+    async with world.agent(rules=QUICK):
+        soon = int((datetime.now(UTC) + timedelta(seconds=1.5)).timestamp() * 1000)
         rental = await requestor.rent(world.package, **{"golem.srv.comp.expiration": soon})
         await rental.open()
         assert (await requestor.ended(rental.agreement_id))["golem.provider.code"] == "Expired"
