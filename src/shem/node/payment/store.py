@@ -17,69 +17,7 @@ import msgspec
 from shem.node.db import Database
 from shem.node.payment.ledger import Account, Allocation, Chain
 from shem.node.payment.lifecycle import LIVE, State
-
-SCHEMA = [
-    """
-create table payment_allocation (
-    allocation_id text primary key, owner text not null, platform text not null, address text not null,
-    total text not null, spent text not null, created_at integer not null, timeout integer,
-    make_deposit integer not null, released integer not null
-);
-create index payment_allocation_active on payment_allocation (owner, released, created_at);
-create table payment_account (
-    owner text not null, agreement_id text not null, role text not null, peer_id text not null,
-    platform text not null, payer text not null, payee text not null, session text,
-    noted text not null, notes_accepted text not null, invoiced text, accepted text not null,
-    scheduled text not null, settled text not null, allocation_id text,
-    owing integer generated always as (accepted <> settled) stored,
-    primary key (owner, agreement_id)
-) without rowid;
-create index payment_account_owing on payment_account (owner, owing, platform);
-create index payment_account_allocation on payment_account (allocation_id);
-create table payment_chain (
-    owner text not null, activity_id text not null, agreement_id text not null,
-    requested text not null, accepted text not null, last_note_id text, notes integer not null,
-    primary key (owner, activity_id)
-) without rowid;
-create table payment_document (
-    owner text not null, document_id text not null, kind text not null, role text not null,
-    agreement_id text not null, activity_id text, amount text not null, state text not null,
-    payload blob not null, signature blob not null, created_at integer not null, due_at integer,
-    covered_at text, allocation_id text, answer blob, answer_signature blob, failure text,
-    primary key (owner, document_id)
-) without rowid;
-create index payment_document_agreement on payment_document (owner, agreement_id, state);
-create index payment_document_listed on payment_document (owner, kind, created_at);
-create table payment_event (
-    at integer primary key, owner text not null, kind text not null, role text not null,
-    document_id text not null, type text not null, session text, rejection blob
-);
-create index payment_event_read on payment_event (owner, kind, at);
-create table payment_due (
-    due_id integer primary key, owner text not null, agreement_id text not null, activity_id text,
-    allocation_id text, amount text not null, order_id text, attempts integer not null, not_before integer not null
-);
-create index payment_due_order on payment_due (order_id);
-create table payment_order (
-    order_id text primary key, owner text not null, peer_id text not null, platform text not null,
-    payer text not null, payee text not null, amount text not null, state text not null
-);
-create table payment_transfer (
-    owner text not null, payment_id text not null, role text not null, payer_id text not null, payee_id text not null,
-    payer text not null, payee text not null, platform text not null, amount text not null, at integer not null,
-    tx_hash text not null, block_number integer not null, block_hash text not null, parts blob not null,
-    sessions text not null, state text not null, attempts integer not null,
-    primary key (owner, payment_id)
-) without rowid;
-create index payment_transfer_tx on payment_transfer (platform, tx_hash);
-create index payment_transfer_at on payment_transfer (owner, state, at);
-create table payment_outbox (
-    seq integer primary key autoincrement, owner text not null, peer_id text not null, kind text not null,
-    payload blob not null, signature blob not null, document_id text not null, created_at integer not null
-);
-create index payment_outbox_peer on payment_outbox (peer_id, seq);
-""",
-]
+from shem.node.payment.schema import SCHEMA
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
