@@ -123,7 +123,8 @@ def method(function: ast.FunctionDef | ast.AsyncFunctionDef, classes: set[str]) 
             body = f"return {returns}(self._wait(lambda: {call}), self._portal)"
     else:
         body = f"return {call}"
-    return f"{head}    def {function.name}({signature(function)}) -> {returns}:\n{docstring(function, '        ')}        {body}\n"
+    text = docstring(function, "        ")
+    return f"{head}    def {function.name}({signature(function)}) -> {returns}:\n{text}        {body}\n"
 
 
 def generate() -> str:

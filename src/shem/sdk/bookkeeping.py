@@ -36,6 +36,7 @@ TIME_SLACK_S = 10.0
 """A provider counts from when it starts to serve; we from the approval. Clocks and messages may differ by this."""
 CPU_SLACK = 1.25
 """CPU counters are read at moments of their own; a short burst may seem to exceed the cores it had."""
+LOST_WAIT_S = 3.0
 GIVE_BACK_S = 5.0
 """What it may take from the decision to stop until a machine's counters stand still."""
 
@@ -59,6 +60,13 @@ class Account:
     invoiced: int | None = None
     settled: int = 0
     refused: str = ""
+    lost: bool = False
+    """Its provider was not there to be told that the work is over."""
+
+    @property
+    def billed_for_good(self) -> bool:
+        """Whether no further bill is expected."""
+        return self.invoiced is not None or bool(self.refused)
 
     @property
     def cost(self) -> int:
@@ -136,9 +144,10 @@ class Bookkeeper:
             raise self._used_up(f"renting {hired.name} for {GIVE_BACK_S:g} s would exceed")
         self._accounts_changed.set()
 
-    def close_account(self, agreement_id: str) -> None:
-        """The machine was given back: time stops counting for its bills."""
+    def close_account(self, agreement_id: str, *, lost: bool = False) -> None:
+        """The machine was given back (or ``lost``): time stops counting for its bills."""
         account = self._accounts[agreement_id]
+        account.lost = lost
         account.closed = account.closed or time.monotonic()
         self._accounts_changed.set()
 
@@ -152,8 +161,12 @@ class Bookkeeper:
         return sum(a.cost for a in self._accounts.values())
 
     async def wait_invoices(self, timeout_s: float) -> list[str]:
-        """Until every agreement has its final bill; the ids of those that have none when the time is up."""
-        return await self._wait(lambda a: a.invoiced is not None or bool(a.refused), timeout_s)
+        """Until every agreement has its final bill; the ids of those that have none when the time is up.
+
+        A provider that went away is given :data:`LOST_WAIT_S` to come back with its bill.
+        """
+        await self._wait(lambda a: a.billed_for_good or a.lost, timeout_s)
+        return await self._wait(lambda a: a.billed_for_good, LOST_WAIT_S)
 
     async def wait_settled(self, timeout_s: float) -> list[str]:
         """Until every accepted bill is final on its chain; the agreements still open when the time is up."""

@@ -436,9 +436,8 @@ class Golem:
         agreement_id = hired.agreement.agreement_id
 
         async def end() -> None:
-            if rental is not None:
-                await self._end_activity(rental.activity_id)
-            self._books.close_account(agreement_id)
+            heard = rental is None or await self._end_activity(rental.activity_id)
+            self._books.close_account(agreement_id, lost=not heard)
             try:
                 await self._market.terminate(
                     agreement_id, {"message": "work done" if code == "Success" else code, "golem.requestor.code": code}
@@ -451,12 +450,17 @@ class Golem:
         if rental is not None:
             self._emit(events.RentalEnded(rental.number, hired.provider_id, agreement_id, "given back"))
 
-    async def _end_activity(self, activity_id: str) -> None:
+    async def _end_activity(self, activity_id: str) -> bool:
+        """Whether the provider was there to hear it."""
         self._open_rentals.discard(activity_id)
         try:
             await self._activities.destroy(activity_id, timeout_s=5)
-        except (ShemError, TimeoutError) as error:
+        except (PeerFailed, TimeoutError) as error:
             log.info("activity %s did not end by the book: %s", activity_id[:8], error)
+            return False
+        except ShemError as error:
+            log.info("activity %s had ended before: %s", activity_id[:8], error)
+        return True
 
     def _on_broke(self, broke: asyncio.Future[None]) -> None:
         """The budget is used up: machines must not run on, whatever their users are doing."""
