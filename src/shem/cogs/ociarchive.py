@@ -325,24 +325,52 @@ def _synthesised(config: BlobAt, layers: list[BlobAt]) -> ImageArchive:
 def write_layout(directory: Path, config: bytes, layers: list[tuple[Path, str]], *, name: str) -> str:
     """Make an OCI layout in ``directory`` (which must exist) of a configuration and layer files ``(path, media type)``,
     which are moved into it. Returns the manifest's digest. Same inputs, same digest."""
-    blobs = directory / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
-
-    def put(data: bytes, media_type: str) -> Descriptor:
-        digest = sha256_digest(data)
-        (blobs / digest.removeprefix("sha256:")).write_bytes(data)
-        return Descriptor(digest=digest, size=len(data), media_type=media_type)
-
+    blobs = _blobs(directory)
     described = []
     for path, media_type in layers:
         with path.open("rb") as file:
             hexed = hashlib.file_digest(file, "sha256").hexdigest()
         described.append(Descriptor(digest=f"sha256:{hexed}", size=path.stat().st_size, media_type=media_type))
         path.replace(blobs / hexed)
-    manifest = Manifest(config=put(config, CONFIG), layers=tuple(described), media_type=MANIFEST)
-    entry = put(encode_manifest(manifest), MANIFEST)
-    named = msgspec.structs.replace(entry, annotations={"org.opencontainers.image.ref.name": name})
-    index = {"schemaVersion": 2, "manifests": [msgspec.to_builtins(named)]}
+    digest = sha256_digest(config)
+    (blobs / digest[7:]).write_bytes(config)
+    conf = Descriptor(digest=digest, size=len(config), media_type=CONFIG)
+    raw = encode_manifest(Manifest(config=conf, layers=tuple(described), media_type=MANIFEST))
+    (blobs / sha256_digest(raw)[7:]).write_bytes(raw)
+    return _index(directory, raw, name)
+
+
+def copy_layout(image: ImageArchive, directory: Path, *, name: str) -> str:
+    """Write ``image`` as an OCI layout into ``directory`` (which must exist). Returns the manifest's digest.
+
+    Raises :class:`ImageUnusable` when a blob is not what its digest says.
+    """
+    blobs = _blobs(directory)
+    for digest, blob in image.blobs.items():
+        sha = hashlib.sha256()
+        with (blobs / digest[7:]).open("wb") as file:
+            for piece in blob.chunks():
+                sha.update(piece)
+                file.write(piece)
+        if f"sha256:{sha.hexdigest()}" != digest:
+            raise ImageUnusable(f"{digest} is damaged", code="image_digest_mismatch")
+    return _index(directory, b"".join(image.blobs[image.digest].chunks()), name)
+
+
+def _blobs(directory: Path) -> Path:
+    blobs = directory / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+    return blobs
+
+
+def _index(directory: Path, manifest: bytes, name: str) -> str:
+    entry = Descriptor(
+        digest=sha256_digest(manifest),
+        size=len(manifest),
+        media_type=MANIFEST,
+        annotations={"org.opencontainers.image.ref.name": name},
+    )
+    index = {"schemaVersion": 2, "manifests": [msgspec.to_builtins(entry)]}
     (directory / "index.json").write_bytes(msgspec.json.encode(index, order="sorted"))
     (directory / "oci-layout").write_bytes(b'{"imageLayoutVersion":"1.0.0"}')
     return entry.digest

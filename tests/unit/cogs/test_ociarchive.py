@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from shem.cogs.ociarchive import ImageArchive, read_image, write_layout
+from shem.cogs.ociarchive import ImageArchive, copy_layout, read_image, write_layout
 from shem.cogs.ociformat import ImageUnusable, Index, choose, host_architecture, parse_manifest, sha256_digest
 
 HERE = host_architecture()
@@ -94,6 +94,19 @@ def test_layout_directory_and_tar_are_the_same_image(tmp_path: Path, prefix: str
 
 def test_same_inputs_make_the_same_layout(tmp_path: Path) -> None:
     assert layout(tmp_path / "a") == layout(tmp_path / "b")
+
+
+def test_a_saved_image_becomes_a_layout(tmp_path: Path) -> None:
+    saved = read_image(docker_save(tmp_path / "a.tar"))
+    (tmp_path / "oci").mkdir()
+    assert copy_layout(saved, tmp_path / "oci", name="x") == saved.digest
+    copied = read_image(tmp_path / "oci", name="x")
+    verify(copied)
+    assert copied.manifest == saved.manifest
+    (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes().replace(b"twotwo", b"TWOtwo"))
+    (tmp_path / "bad").mkdir()
+    with pytest.raises(ImageUnusable, match="damaged"):
+        copy_layout(saved, tmp_path / "bad", name="x")
 
 
 def test_old_docker_save_gets_the_same_manifest_each_time(tmp_path: Path) -> None:
