@@ -90,7 +90,7 @@ class BwrapSandbox:
             said = (self._directory / "bwrap.log").read_text(errors="replace").strip()[-500:]
             raise SandboxFailed(f"bwrap could not start the sandbox: {said or error.message}") from None
         assert self._process is not None
-        self._life.watch(self._wait_process(self._process), "The sandbox's first process has ended", "process")
+        self._life.watch(self._process.wait(), "The sandbox's first process has ended", "process")
         await self._watch(limits)
         await furnish(self._guest)
 
@@ -201,10 +201,6 @@ class BwrapSandbox:
 
     async def wait_dead(self) -> str:
         return await self._life.wait_dead()
-
-    @staticmethod
-    async def _wait_process(process: Process) -> None:
-        await process.wait()
 
     async def _clean_up(self) -> None:
         usage = self.usage()

@@ -89,7 +89,7 @@ class Job:
             return
         self.killed = True
         self._channel.send(frames.pack_signal(self.number, signal.SIGKILL, tree=True))
-        asyncio.get_running_loop().call_later(KILL_GRACE_S, self._look_for_end)
+        asyncio.get_running_loop().call_later(self._channel.kill_grace_s, self._look_for_end)
 
     def abandon(self) -> None:
         """Nobody listens any more: kill, and swallow what still comes."""
@@ -104,7 +104,7 @@ class Job:
         if not self._channel.has(self):
             return
         if self._events:  # our own reader is slow, the agent may still be waiting for credit
-            asyncio.get_running_loop().call_later(KILL_GRACE_S, self._look_for_end)
+            asyncio.get_running_loop().call_later(self._channel.kill_grace_s, self._look_for_end)
         else:
             self._channel.fail(GuestBroken("The guest agent did not end a command that it was told to kill"))
 
@@ -142,7 +142,8 @@ class Job:
 class Channel:
     """Owns the socket to one agent."""
 
-    def __init__(self) -> None:
+    def __init__(self, kill_grace_s: float = KILL_GRACE_S) -> None:
+        self.kill_grace_s = kill_grace_s
         self._jobs: dict[int, Job] = {}
         self._last = 0
         self._error: ShemError | None = None

@@ -21,7 +21,7 @@ import msgspec
 
 from shem.runtimes.base import CommandNotStarted, Entry, ExitStatus, GuestBroken, GuestFileError
 from shem.runtimes.guest import frames
-from shem.runtimes.guest.channel import Channel, Job
+from shem.runtimes.guest.channel import KILL_GRACE_S, Channel, Job
 
 HELLO_TIMEOUT_S = 20.0
 ANSWER_TIMEOUT_S = 120.0
@@ -48,13 +48,14 @@ class GuestAgent:
         *,
         oom_kills: Callable[[], int] = lambda: 0,
         hello_timeout_s: float = HELLO_TIMEOUT_S,
+        kill_grace_s: float = KILL_GRACE_S,
     ) -> GuestAgent:
         """Take over our end of the socket pair whose other end is the agent's standard input and output.
 
         ``oom_kills`` counts, from outside, the processes killed for want of memory so far.
         Raises :class:`GuestBroken` when no agent speaks.
         """
-        channel = Channel()
+        channel = Channel(kill_grace_s)
         await channel.open(sock, hello_timeout_s)
         return cls(channel, oom_kills)
 

@@ -19,12 +19,12 @@ class Lifetime:
         self._closing = TaskScope(f"{name}-end")
         self._end: asyncio.Task[None] | None = None
 
-    def watch(self, ending: Awaitable[str | None], reason: str, name: str) -> None:
-        """When ``ending`` resolves, the sandbox is dead: of ``reason``, or of what ``ending`` gave."""
+    def watch(self, ending: Awaitable[object], reason: str, name: str) -> None:
+        """When ``ending`` resolves, the sandbox is dead: of ``reason``, or of what ``ending`` said."""
 
         async def wait() -> None:
             said = await ending
-            self.dead(said or reason)
+            self.dead(said if isinstance(said, str) else reason)
 
         self._scope.start(wait(), name)
 

@@ -81,7 +81,7 @@ class OciSandbox:
                 raise
         self._guest = await GuestAgent.attach(ours, oom_kills=self._cgroup.oom_kills)
         await furnish(self._guest)
-        self._life.watch(self._wait_init(self._init), "The sandbox's first process has ended", "init")
+        self._life.watch(self._init.wait(), "The sandbox's first process has ended", "init")
         if self._disk is not None:
             self._life.watch(self._disk.wait_exceeded(), "", "disk")
 
@@ -93,10 +93,6 @@ class OciSandbox:
 
     async def wait_dead(self) -> str:
         return await self._life.wait_dead()
-
-    @staticmethod
-    async def _wait_init(init: Watched) -> None:
-        await init.wait()
 
     async def _clean_up(self) -> None:
         if self._init is not None:
