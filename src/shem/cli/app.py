@@ -34,7 +34,7 @@ def _root(
 
 
 app.command("demo")(demo.demo)
-app.command("run", context_settings={"allow_interspersed_args": False})(run.run)
+app.command("run")(run.run)
 app.add_typer(devnet.app, name="devnet")
 app.add_typer(node.app, name="node")
 app.add_typer(provider.app, name="provider")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from decimal import Decimal
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ from shem.cli.common import ApiUrl, AppKey, Json, credentials
 
 app = typer.Typer(help="The market: who offers what, for how much.", no_args_is_help=True)
 
-COUNTERS = {"golem.usage.duration_sec": "hour", "golem.usage.cpu_sec": "busy thread hour"}
+DURATION, CPU = "golem.usage.duration_sec", "golem.usage.cpu_sec"
 
 
 @app.command()
@@ -33,39 +34,38 @@ def scan(
     from rich.table import Table
 
     table = Table(title=f"{len(offers)} offers", title_justify="left")
-    for heading in ("provider", "id", "runtime", "threads", "memory", "disk", "price"):
+    for heading in ("provider", "id", "runtime", "threads", "GiB", "disk", "start", "hour", "CPU hour"):
         table.add_column(heading)
     for offer in offers:
         p = offer["properties"]
         table.add_row(
             str(p.get("golem.node.id.name", "")),
-            offer["providerId"][:12] + "…",
-            f"{p.get('golem.runtime.name', '')} ({p.get('golem.!exp.shem.v1.runtime.driver', '?')})",
+            offer["providerId"][:10],
+            f"{p.get('golem.runtime.name', '')}/{p.get('golem.!exp.shem.v1.runtime.driver', '?')}",
             str(p.get("golem.inf.cpu.threads", "")),
-            f"{p.get('golem.inf.mem.gib', 0):g} GiB",
-            f"{p.get('golem.inf.storage.gib', 0):g} GiB",
-            _price(p),
+            f"{p.get('golem.inf.mem.gib', 0):.1f}",
+            f"{p.get('golem.inf.storage.gib', 0):.0f}",
+            *_price(p),
         )
     Console().print(table)
 
 
-def _price(properties: dict[str, Any]) -> str:
+def _price(properties: dict[str, Any]) -> tuple[str, str, str]:
+    """Tokens to start, for an hour, and for an hour of a busy thread. Offers carry prices for a second as binary fractions,
+    so an hour is shown to nine decimals."""
     from shem.errors import Refused
-    from shem.terms.amounts import format_amount
     from shem.terms.pricing import LinearPricing
 
     try:
         pricing = LinearPricing.from_properties(properties)
     except Refused:
-        return "?"
-    start = pricing.cost([0.0] * len(pricing.usage_vector))
-    parts = [f"{format_amount(start)} to start"] if start else []
-    for place, counter in enumerate(pricing.usage_vector):
-        hour = [3600.0 if i == place else 0.0 for i in range(len(pricing.usage_vector))]
-        cost = pricing.cost(hour) - start
-        if cost:
-            parts.append(f"{format_amount(cost)} per {COUNTERS.get(counter, counter)}")
-    return " + ".join(parts) or "free"
+        return "?", "?", "?"
+    hourly = {name: coeff * 3600 for name, coeff in zip(pricing.usage_vector, pricing.coeffs, strict=True)}
+    return _tokens(pricing.start), _tokens(hourly.pop(DURATION, Decimal(0))), _tokens(hourly.pop(CPU, Decimal(0)))
+
+
+def _tokens(amount: Decimal) -> str:
+    return f"{round(amount, 9):f}".rstrip("0").rstrip(".") or "0" if amount else "0"
 
 
 async def _offers(url: str, key: str, constraints: str | None) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -34,20 +35,21 @@ def status(api_url: ApiUrl = None, app_key: AppKey = None, as_json: Json = False
     from rich.table import Table
 
     table = Table(title="Payment", title_justify="left")
-    for heading in ("platform", "balance", "reserved", "to pay", "paid", "to receive", "received", "gas"):
-        table.add_column(heading, justify="left" if heading == "platform" else "right")
+    table.add_column("")
     for p in platforms:
-        out, into = p["outgoing"], p["incoming"]
-        table.add_row(
-            p["platform"],
-            f"{p.get('amount', '?')} {p['token']}",
-            p["reserved"],
-            _open(out),
-            out["confirmed"]["totalAmount"],
-            _open(into),
-            into["confirmed"]["totalAmount"],
-            (p.get("gas") or {}).get("balance", "–"),
-        )
+        table.add_column(p["platform"], justify="right")
+    lines: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+        ("balance", lambda p: f"{p.get('amount', '?')} {p['token']}"),
+        ("reserved", lambda p: p["reserved"]),
+        ("to pay", lambda p: _open(p["outgoing"])),
+        ("paid", lambda p: p["outgoing"]["confirmed"]["totalAmount"]),
+        ("to receive", lambda p: _open(p["incoming"])),
+        ("received", lambda p: p["incoming"]["confirmed"]["totalAmount"]),
+        ("gas", lambda p: (p.get("gas") or {}).get("balance", "–")),
+        ("block", lambda p: str(p.get("blockNumber", "–"))),
+    ]
+    for title, show in lines:
+        table.add_row(title, *(show(p) for p in platforms))
     console = Console()
     console.print(table)
     for p in platforms:

@@ -92,9 +92,9 @@ async def _run(
     else:
         from rich.console import Console
 
-        from shem.sdk.progress import bill
+        from shem.sdk.progress import show_bill
 
-        Console(stderr=True).print(bill(golem.report))
+        show_bill(golem.report, Console(stderr=True))
     return code
 
 

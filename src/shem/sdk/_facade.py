@@ -30,22 +30,34 @@ class Portal:
         self._thread.start()
 
     def call(self, work: Callable[[], Coroutine[Any, Any, R]]) -> R:
-        """Run the coroutine on the loop and wait for it."""
-        future = asyncio.run_coroutine_threadsafe(work(), self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            if not future.done():
-                future.cancel()
-                self._settle(future)
-            raise
+        """Run the coroutine on the loop and wait for it.
 
-    def _settle(self, future: concurrent.futures.Future[Any]) -> None:
-        # run_coroutine_threadsafe cancels the task asynchronously; a turn of the loop later it has begun to clean up
+        When the wait is interrupted (Ctrl-C) the coroutine is cancelled and waited for once more, so that it has cleaned up;
+        a second interrupt does not wait.
+        """
+        done: concurrent.futures.Future[R] = concurrent.futures.Future()
+        tasks: list[asyncio.Task[R]] = []
+
+        def finish(task: asyncio.Task[R]) -> None:
+            if task.cancelled():
+                done.set_exception(asyncio.CancelledError())
+            elif (error := task.exception()) is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(task.result())
+
+        def start() -> None:
+            tasks.append(self._loop.create_task(work()))
+            tasks[0].add_done_callback(finish)
+
+        self._loop.call_soon_threadsafe(start)
         try:
-            future.exception(timeout=30)
-        except (concurrent.futures.CancelledError, TimeoutError):
-            pass
+            return done.result()
+        except BaseException:
+            if not done.done():
+                self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+                done.exception()
+            raise
 
     def iterate(self, items: AsyncIterator[R]) -> Iterator[R]:
         """Draw an async iterator from a plain ``for``; leaving the loop early closes it."""

@@ -84,30 +84,24 @@ class ProgressDisplay:
             self._progress.stop()
             self._running = False
         if self._report.providers:
-            self._console.print(bill(self._report))
+            show_bill(self._report, self._console)
 
 
-def bill(report: Report) -> Table:
-    """Per provider: what it did, what it cost, and the settled payments with hash and block."""
-    table = Table(title="Who did what, and was paid what", title_justify="left")
-    for heading in ("provider", "tasks", "busy"):
-        table.add_column(heading, justify="left" if heading == "provider" else "right")
-    table.add_column(f"cost {report.token}".strip(), justify="right")
-    table.add_column("paid", justify="right")
-    table.add_column("transaction", overflow="fold")
-    table.add_column("block", justify="right")
+def show_bill(report: Report, console: Console) -> None:
+    """Per provider: what it did and what it cost; then each settled payment with its hash and block."""
+    table = Table(title="Who did what, for how much", title_justify="left")
+    for heading in ("provider", "tasks", "busy", f"cost {report.token}".strip(), "paid"):
+        table.add_column(heading, justify="left" if heading == "provider" else "right", no_wrap=heading != "provider")
     for p in report.providers.values():
-        if not p.rentals and not p.cost:
-            continue
-        table.add_row(
-            p.name,
-            str(p.tasks),
-            f"{p.busy_s:.1f} s",
-            format_amount(p.cost),
-            format_amount(p.paid),
-            "\n".join(s.tx_hash or "free" for s in p.payments) or "–",
-            "\n".join(str(s.block_number) if s.block_number is not None else "–" for s in p.payments) or "–",
-        )
+        if p.rentals or p.cost:
+            table.add_row(p.name, str(p.tasks), f"{p.busy_s:.1f} s", format_amount(p.cost), format_amount(p.paid))
     table.add_section()
-    table.add_row("all", str(report.tasks_done), "", format_amount(report.cost), format_amount(report.paid), "", "")
-    return table
+    table.add_row("all", str(report.tasks_done), "", format_amount(report.cost), format_amount(report.paid))
+    console.print(table)
+    payments = [(p.name, s) for p in report.providers.values() for s in p.payments if s.tx_hash]
+    if payments:
+        console.print("Settled on the chain", style="bold")
+    for name, payment in payments:
+        # one line each, however long: a hash that is cut cannot be looked up
+        line = f"  {name}  block {payment.block_number}  {payment.tx_hash}"
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
