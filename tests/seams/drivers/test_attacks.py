@@ -76,8 +76,9 @@ async def test_root_inside_is_nobody_outside(background, box) -> None:
     assert inside
     for process in inside:
         status = (process / "status").read_text()
-        uids = next(line for line in status.splitlines() if line.startswith("Uid:")).split()[1:]
-        assert "0" not in uids
+        ids = [line.split()[1:] for line in status.splitlines() if line.startswith(("Uid:", "Gid:", "Groups:"))]
+        assert len(ids) == 3
+        assert not any("0" in row for row in ids)
     running.cancel()
 
 

@@ -21,11 +21,15 @@ class BwrapDriver:
 
     name = "bwrap"
 
+    def __init__(self) -> None:
+        self._may_watch_disk = True  # until the canary has seen a hard limit, which is then a promise
+
     async def probe(self) -> Capabilities:
         try:
             hard, hard_disk = await run_canary(self._canary, lambda box: (box.hard_limits, box.hard_disk))
         except (ShemError, OSError) as error:
             return Capabilities(available=False, reason=error.message if isinstance(error, ShemError) else str(error))
+        self._may_watch_disk = not hard_disk
         kernel: Enforced = "hard" if hard else "polled"
         disk: Enforced = "hard" if hard_disk else "polled"
         notes = [] if hard else ["control groups are not usable here: CPU shares are not limited"]
@@ -54,7 +58,7 @@ class BwrapDriver:
             directory.mkdir(parents=True, exist_ok=True)
             remove_files(directory)
             directory.mkdir(exist_ok=True)
-            sandbox = BwrapSandbox(bwrap, directory, slot)
+            sandbox = BwrapSandbox(bwrap, directory, slot, may_watch_disk=self._may_watch_disk)
             await sandbox.start(rootfs, limits, volumes)
         except BaseException:
             if sandbox is not None:

@@ -38,8 +38,6 @@ FILES = ("upper", "work", "bwrap.log", "disk.img", "disk")
 UNCOUNTED = ("memfd_create",)
 """Calls that make memory which watching cannot see; denied where memory is watched."""
 
-END_TIMEOUT_S = 20.0
-
 _ENTER = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 125; shift; done; shift; exec "$@"'
 """Joins control groups, then becomes the command after ``--``."""
 
@@ -47,10 +45,10 @@ _ENTER = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 125; shift; done; shift
 class BwrapSandbox:
     """A sandbox in the making, running, or destroyed."""
 
-    def __init__(self, bwrap: Path, directory: Path, slot: Slot | None) -> None:
+    def __init__(self, bwrap: Path, directory: Path, slot: Slot | None, *, may_watch_disk: bool) -> None:
         self._bwrap = bwrap
         self._directory = directory
-        self._stage = Stage(slot, directory) if slot else None
+        self._stage = Stage(slot, directory, may_watch_disk=may_watch_disk) if slot else None
         group = Cgroup(slot.name) if slot else None
         self._cgroup = group if group and group.version else None
         self._process: Process | None = None
@@ -95,7 +93,11 @@ class BwrapSandbox:
         await furnish(self._guest)
 
     async def _spawn_as_root(self, stage: Stage, limits: Limits) -> socket.socket:
-        entries = self._cgroup.make(limits) if self._cgroup else []
+        entries: list[Path] = []
+        try:
+            entries = self._cgroup.make(limits) if self._cgroup else []
+        except OSError:  # mounted and not ours to change, as in a container
+            self._cgroup = None
         entering = f"--user=/proc/{os.getpid()}/fd/{stage.userns_fd}"
         prefix = ["sh", "-c", _ENTER, "shem", *map(str, entries), "--"]
         prefix += ["nsenter", entering, "--setuid", "0", "--setgid", "0", "--", str(_reachable(self._bwrap, stage.run))]
@@ -205,14 +207,13 @@ class BwrapSandbox:
     async def _clean_up(self) -> None:
         usage = self.usage()
         if self._init is not None:
-            self._init.signal(signal.SIGKILL)
+            await self._init.end()
         if self._guest is not None:
             await self._guest.close()
         if self._process is not None:
-            await self._wait_end(self._process)
-        if self._init is not None:
-            await self._init.wait()  # gone only after everything else in its pid namespace
-            self._init.close()
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
         if self._cgroup is not None:
             self._cgroup.kill()
             usage = self.usage()
@@ -221,16 +222,6 @@ class BwrapSandbox:
         if self._stage is not None:
             self._stage.remove()
         remove_files(self._directory)
-
-    async def _wait_end(self, process: Process) -> None:
-        """``bwrap`` ends after the sandbox's first process; one that does not is killed, which kills that too."""
-        try:
-            async with asyncio.timeout(END_TIMEOUT_S if self._init is not None else 0.0):
-                await process.wait()
-        except TimeoutError:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
 
 
 def remove_files(directory: Path) -> None:

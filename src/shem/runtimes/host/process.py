@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import select
 import shutil
@@ -14,6 +15,9 @@ from pathlib import Path
 from shem.runtimes.base import SandboxFailed
 
 HELPER_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 20.0
+
+log = logging.getLogger(__name__)
 
 
 async def call(command: Sequence[str | Path], *, cwd: Path | None = None, pass_fds: Sequence[int] = ()) -> str:
@@ -70,6 +74,16 @@ class Watched:
 
     async def wait(self) -> None:
         await asyncio.shield(self._ended)
+
+    async def end(self) -> None:
+        """Kill it, wait until it is gone (a pid namespace goes with its first process), and close."""
+        self.signal(signal.SIGKILL)
+        try:
+            async with asyncio.timeout(END_TIMEOUT_S):
+                await self.wait()
+        except TimeoutError:
+            log.error("process %d does not die", self.pid)
+        self.close()
 
     def close(self) -> None:
         self._end()

@@ -50,7 +50,8 @@ async def open_userns(slot: Slot) -> int:
 class Stage:
     """The laid out file systems of one sandbox."""
 
-    def __init__(self, slot: Slot, data: Path) -> None:
+    def __init__(self, slot: Slot, data: Path, *, may_watch_disk: bool) -> None:
+        """``may_watch_disk``: without loop devices, use a plain directory rather than fail."""
         self.slot = slot
         self.run = slot.directory
         self.rootfs = self.run / "rootfs"
@@ -61,6 +62,7 @@ class Stage:
         self._image = data / "disk.img"
         self._plain = data / "disk"
         self._empty_bytes = 0
+        self._may_watch_disk = may_watch_disk
 
     async def build(self, rootfs: Rootfs, limits: Limits, volumes: Mapping[str, Path]) -> None:
         """Mount everything. Raises :class:`SandboxFailed`; :meth:`remove` cleans up either way."""
@@ -109,6 +111,8 @@ class Stage:
             await call(["mount", "-o", "loop,nodev,nosuid", self._image, mounted])
         except SandboxFailed:
             self._image.unlink()
+            if not self._may_watch_disk:
+                raise
             self._plain.mkdir()
             return self._plain
         self.hard_disk = True

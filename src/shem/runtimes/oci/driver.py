@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
@@ -38,13 +37,13 @@ FILES = ("config.json", "runtime.log", "pid", "disk.img", "disk")
 class OciSandbox:
     """A sandbox in the making, running, or destroyed."""
 
-    def __init__(self, runtime: Runtime, slot: Slot, directory: Path) -> None:
+    def __init__(self, runtime: Runtime, slot: Slot, directory: Path, *, may_watch_disk: bool) -> None:
         self._runtime = runtime
         self._slot = slot
         self._directory = directory
         self._container = f"shem-{slot.name}"
         self._cgroup = Cgroup(slot.name)
-        self._stage = Stage(slot, directory)
+        self._stage = Stage(slot, directory, may_watch_disk=may_watch_disk)
         self._init: Watched | None = None
         self._guest: GuestAgent | None = None
         self._disk: DiskWatch | None = None
@@ -96,13 +95,10 @@ class OciSandbox:
 
     async def _clean_up(self) -> None:
         if self._init is not None:
-            self._init.signal(signal.SIGKILL)
-        self._cgroup.kill()
+            await self._init.end()
         if self._guest is not None:
             await self._guest.close()
-        if self._init is not None:
-            await self._init.wait()
-            self._init.close()
+        self._cgroup.kill()  # what a start that failed half-way has left
         self._last = self.usage()
         with suppress(SandboxFailed):
             await self._runtime.delete(self._container)
@@ -119,6 +115,7 @@ class OciDriver:
     def __init__(self, runtime: str = "") -> None:
         """``runtime``: ``crun`` or ``runc``; the first that is installed when empty."""
         self._wanted = (runtime,) if runtime else KNOWN
+        self._may_watch_disk = True  # until the canary has seen a hard limit, which is then a promise
 
     async def probe(self) -> Capabilities:
         if os.geteuid() != 0:
@@ -130,6 +127,7 @@ class OciDriver:
             hard_disk = await run_canary(self._canary, lambda sandbox: sandbox.hard_disk)
         except (ShemError, OSError) as error:
             return Capabilities(available=False, reason=error.message if isinstance(error, ShemError) else str(error))
+        self._may_watch_disk = not hard_disk
         disk: Enforced = "hard" if hard_disk else "polled"
         return Capabilities(
             available=True,
@@ -148,7 +146,7 @@ class OciDriver:
         try:
             await self._sweep(slot)
             directory.mkdir(parents=True, exist_ok=True)
-            sandbox = OciSandbox(runtime, slot, directory)
+            sandbox = OciSandbox(runtime, slot, directory, may_watch_disk=self._may_watch_disk)
             await sandbox.start(rootfs, limits, volumes)
         except BaseException:
             if sandbox is not None:
