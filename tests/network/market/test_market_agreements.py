@@ -198,6 +198,7 @@ async def test_the_end_overtakes_the_answer_to_the_approval(town: Any) -> None:
     await town.eventually(lambda: state(bob, agreement_id) == "Terminated")
     await town.eventually(lambda: not bob.market.core.store.count_messages())
     assert [state for _, state in bob.changes] == ["Pending", "Approved", "Terminated"]
+    assert bob.market.agreement(agreement_id).approved_at == alice.market.agreement(agreement_id).approved_at
     assert bob.market.agreement(agreement_id).committed_signature
 
 
@@ -227,6 +228,7 @@ async def test_an_approval_on_its_way_survives_a_restart(town: Any) -> None:
     with pytest.raises(TimeoutError):
         await bob.api.approve(agreement_id, timeout_s=0.05)
     assert state(bob, agreement_id) == "Pending"
+    assert bob.market.agreement(agreement_id).approved_at is None
     with pytest.raises(Gone, match="from Approving"):
         await bob.api.reject_agreement(agreement_id)
     await bob.stop()

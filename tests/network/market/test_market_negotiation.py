@@ -450,3 +450,23 @@ async def test_conflicting_counters_at_the_same_time(town: Any, market: Any) -> 
     assert len(done) == 1
     heard = await bob.api.collect_offer_events(offer)
     assert [e.proposal.proposal_id[2:] for e in heard] == [done[0][2:]]
+
+
+async def test_rejections_wait_for_a_peer_that_is_away_but_not_too_many(town: Any) -> None:
+    bob = await town.node("bob", prepare=lambda node: setattr(node, "config", MarketConfig(max_outbox=1)))
+    alice = await town.node("alice", knows=bob)
+    offer = await bob.offer()
+    demands = [await alice.demand() for _ in range(2)]
+    for demand in demands:
+        initial = (await alice.next_proposal(demand)).proposal.proposal_id
+        await alice.api.counter_as_requestor(demand, initial, town.demand_properties(), "()")
+    heard = [(await bob.next_proposal(offer)).proposal.proposal_id for _ in demands]
+    await alice.stop()
+    for proposal in heard:
+        await bob.api.reject_offer_proposal(offer, proposal)
+        assert (await bob.api.offer_proposal(offer, proposal)).state == "Rejected"
+    assert bob.market.core.store.count_messages() == 1
+    await alice.start()
+    await town.eventually(lambda: not bob.market.core.store.count_messages())
+    [event] = await alice.api.collect_demand_events(demands[0])
+    assert isinstance(event, ProposalRejectedEvent)

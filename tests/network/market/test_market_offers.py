@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from shem.cogs.clock import ManualClock
-from shem.errors import NotFound, Refused
+from shem.errors import Conflict, NotFound, Refused
 from shem.node.identity.keys import Identity
 from shem.node.market import MarketConfig, documents, protocol
 from shem.node.market.offers import SignedOffer
@@ -316,3 +316,39 @@ async def test_an_offer_with_a_terrible_constraint_costs_little(victim: Any) -> 
     )
     await mallory.spread(alice, mallory.offer(body=body))
     assert await alice.api.collect_demand_events(demand, timeout_s=0) == []
+
+
+async def test_much_news_has_to_wait(town: Any) -> None:
+    clock = ManualClock(datetime.now(UTC))
+
+    def prepare(node: Any) -> None:
+        node.clock = clock
+        node.config = MarketConfig(news_burst=10, news_per_s=1)
+
+    alice = await town.node("alice", prepare=prepare)
+    mallory = await town.mallory(alice)
+    offers = [mallory.offer() for _ in range(12)]
+    told = town.start(mallory.spread(alice, *offers))
+    await town.eventually(lambda: len(alice.market.core.book) == 10)
+    other = town.start(mallory.spread(alice, *offers[:10], mallory.offer()))
+    await town.eventually(lambda: alice.market._meters.pages(mallory.node_id) == 2)
+    with pytest.raises(Conflict) as caught:
+        await mallory.spread(alice)
+    assert caught.value.code == "too_many_pages"
+    # others are not affected
+    carol = await town.mallory(alice)
+    await carol.spread(alice, carol.offer())
+    for _ in range(4):
+        await clock.advance(1)
+    await told
+    await other
+    assert len(alice.market.core.book) == 14
+
+
+async def test_rumours_of_withdrawals_are_not_passed_on(town: Any) -> None:
+    alice, bob = await town.pair()
+    mallory = await town.mallory(alice)
+    await mallory.spread(alice, mallory.offer(withdrawn=True))
+    await mallory.spread(alice, mallory.offer())
+    await town.eventually(lambda: len(bob.market.core.book) == 1)
+    assert not bob.market.core.book._tombs

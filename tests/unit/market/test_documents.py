@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shem.errors import Refused
@@ -97,6 +97,7 @@ def test_more_fields_are_another_document() -> None:
 
 
 @given(st.binary(max_size=200))
+@example(b"\x94\xa2\x00\x80")  # text that is not UTF-8
 def test_garbage_is_refused(raw: bytes) -> None:
     for kind in (Counter, Statement, SubscriptionBody, documents.Ending, documents.AgreementDocument):
         with pytest.raises(Refused):

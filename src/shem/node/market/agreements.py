@@ -186,7 +186,7 @@ class Agreements:
         """
         core = self._core
         agreement = self._own(owner, text, "Provider")
-        if agreement.approved_signature is None or agreement.state != "Pending":
+        if agreement.signed_at is None or agreement.state != "Pending":
             move(agreement, "Approved")
             approval = Approval(
                 agreement_id=agreement.agreement_id,
@@ -197,7 +197,7 @@ class Agreements:
             signed = protocol.sign(core.signer(owner), documents.APPROVAL, documents.encode(approval))
             agreement = msgspec.structs.replace(
                 agreement,
-                approved_at=approval.approved_at,
+                signed_at=approval.approved_at,
                 approved_signature=signed.signature.hex(),
                 app_session_id=session,
             )
@@ -211,7 +211,7 @@ class Agreements:
     def reject(self, owner: str, text: str, reason: object) -> None:
         """Refuse an agreement that was proposed."""
         agreement = self._own(owner, text, "Provider")
-        if agreement.approved_signature is not None and agreement.state == "Pending":
+        if agreement.signed_at is not None and agreement.state == "Pending":
             raise Gone("Can't update Agreement state from Approving to Rejected.", code="illegal_agreement_state")
         self._end(agreement, "reject", clean_reason(reason, "Rejected"))
 
@@ -277,9 +277,9 @@ class Agreements:
         if agreement.state in ENDED:
             return b""  # heard before, or both ended it at once
         with core.db.transaction(durable=True):
-            if document.kind == "terminate" and agreement.state == "Pending" and agreement.approved_signature:
+            if document.kind == "terminate" and agreement.state == "Pending" and agreement.signed_at:
                 # The requestor's end overtook its answer to our approval: it had approved
-                agreement = move(agreement, "Approved")
+                agreement = move(agreement, "Approved", approved_at=agreement.signed_at)
                 self._record(agreement)
             ended = move(
                 agreement, _ENDINGS[document.kind], ended_by=_other(agreement.role), reason=reason_of(document.reason)
@@ -309,7 +309,7 @@ class Agreements:
                 return
             agreement = msgspec.structs.replace(agreement, committed_signature=outcome.answer.hex())
             if agreement.state == "Pending":
-                self._record(move(agreement, "Approved"))
+                self._record(move(agreement, "Approved", approved_at=agreement.signed_at))
             else:
                 self._core.store.put_agreement(agreement)
         elif isinstance(outcome.error, TimeoutError):
@@ -377,7 +377,9 @@ class Agreements:
         )
         signed = protocol.sign(core.signer(agreement.owner), documents.ENDING, raw)
         message_id = f"{agreement.owner}:{agreement.agreement_id}:{kind}"
-        self._send(agreement, protocol.END, message_id, signed, ttl_s=None)
+        # A peer that has not heard of it by then forgets an unapproved agreement by itself
+        ttl_s = None if kind == "terminate" else self._left_s(agreement) + APPROVAL_GRACE_S
+        self._send(agreement, protocol.END, message_id, signed, ttl_s=ttl_s)
         return signed.signature.hex()
 
     def _send(self, agreement: Agreement, method: str, message_id: str, signed: Signed, *, ttl_s: float | None) -> None:
@@ -431,7 +433,7 @@ class Agreements:
 
     def _is_late(self, agreement: Agreement) -> bool:
         """Open beyond its time. A signed approval on its way ends with its message, not by the clock."""
-        if agreement.state not in OPEN or (agreement.role == "Provider" and agreement.approved_signature):
+        if agreement.state not in OPEN or agreement.signed_at is not None:
             return False
         return agreement.valid_to <= self._core.now()
 

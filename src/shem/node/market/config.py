@@ -26,7 +26,10 @@ class MarketConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_negotiations: int = 300
     """Negotiations that one requestor may open with one offer in an hour."""
     max_outbox: int = 10_000
-    """Undelivered messages to all peers."""
+    """Undelivered messages to all peers, beyond which courtesies are dropped."""
+    news_burst: int = 20_000
+    """Offers and statements of one peer that are verified without delay; then ``news_per_s``."""
+    news_per_s: float = 500.0
     outbox_ttl_s: float = 7 * 24 * 3600.0
     rpc_timeout_s: float = 10.0
     retry_first_s: float = 0.5

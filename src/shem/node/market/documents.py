@@ -39,6 +39,10 @@ Constraints = Annotated[str, msgspec.Meta(max_length=MAX_CHARS)]
 ReasonText = Annotated[str, msgspec.Meta(max_length=MAX_REASON_BYTES)]
 
 
+UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""All that the decoder raises at bytes from a stranger."""
+
+
 class BadDocument(Refused):
     """A peer sent what is not the document it claims to be."""
 
@@ -150,7 +154,7 @@ def decode(raw: bytes, kind: type[D]) -> D:
     """Raises :class:`BadDocument` unless ``raw`` is exactly one well-formed document of that kind."""
     try:
         document: D = _decoders[kind].decode(raw)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise BadDocument(f"not a {kind.__name__}: {error}") from None
     for name in ("properties", "demand_properties", "offer_properties"):
         properties = getattr(document, name, None)

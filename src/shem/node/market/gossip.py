@@ -16,7 +16,7 @@ import logging
 
 from shem.cogs.clock import Clock
 from shem.cogs.tasks import TaskScope
-from shem.errors import Refused, ShemError
+from shem.errors import Conflict, Refused, ShemError
 from shem.node.market import protocol
 from shem.node.market.offers import Change, OfferBook, SignedOffer, Subject
 from shem.terms.ids import NodeId
@@ -159,6 +159,8 @@ class Gossip:
         try:
             page = protocol.pack(protocol.OffersPage(offers))
             await self._peers.call(node_id, protocol.OFFERS, page, timeout_s=self._timeout_s)
+        except Conflict:
+            return False  # it still reads an earlier page
         except Refused as error:
             log.info("%s took not all of our offers: %s", node_id, error)
         except (ShemError, TimeoutError) as error:

@@ -200,10 +200,12 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     document: bytes
     """The signed bytes; their hash is the id."""
     approved_at: datetime | None = None
+    """Set once it is approved on both sides, and kept after its end."""
+    signed_at: datetime | None = None
+    """Provider: when it signed its approval; the state stays Pending until the requestor has answered."""
     app_session_id: str | None = None
     proposed_signature: str | None = None
     approved_signature: str | None = None
-    """Set on the provider as soon as it approves, before the requestor has heard (the state is still Pending)."""
     committed_signature: str | None = None
     ended_by: Role | None = None
     reason: dict[str, Any] | None = None
@@ -364,7 +366,7 @@ def reason_of(text: str) -> dict[str, Any]:
     """The reason that a peer sent as JSON; its text as the message when it is none."""
     try:
         found = msgspec.json.decode(text, type=dict[str, Any])
-    except (msgspec.MsgspecError, RecursionError):
+    except documents.UNDECODABLE:
         return {"message": text[:500]}
     message = found.get("message")
     return found | {"message": message if isinstance(message, str) else ""}

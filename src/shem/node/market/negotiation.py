@@ -39,6 +39,8 @@ from shem.node.market.subscriptions import Subscriptions
 from shem.terms.ids import NodeId
 from shem.terms.properties import flatten
 
+REJECTION_TTL_S = 3600.0
+"""A requestor that is away longer has other worries."""
 LOOKS = 500
 """Candidates looked at in one turn of the loop; 10 µs each."""
 
@@ -170,7 +172,8 @@ class Negotiation:
                 kind=protocol.REJECT,
                 message_id=f"{owner}:{proposal.proposal_id}:reject",
                 payload=protocol.pack(signed),
-                ttl_s=core.config.proposal_ttl_s,
+                ttl_s=REJECTION_TTL_S,
+                courtesy=True,
             )
 
     # what a peer says

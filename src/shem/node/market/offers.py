@@ -130,7 +130,8 @@ class OfferBook:
             return False
         if statement.withdrawn:
             buried = self._bury(offer_id, statement, signed)
-            self._tell((issuer, offer_id), "withdrawn", buried, source)
+            if known is not None:  # else nobody has it from us
+                self._tell((issuer, offer_id), "withdrawn", buried, source)
             return True
         if known is not None:
             known.statement = statement

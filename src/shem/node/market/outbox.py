@@ -28,12 +28,6 @@ log = logging.getLogger(__name__)
 Topic = tuple[str, str]
 
 
-class OutboxFull(Refused):
-    """Too many messages wait for peers that are away."""
-
-    default_code = "outbox_full"
-
-
 class Outcome(msgspec.Struct, frozen=True):
     """How a message ended: exactly one of ``answer`` and ``error``."""
 
@@ -87,14 +81,24 @@ class Outbox:
             self._work(topic)
 
     def put(
-        self, *, peer: str, topic: str, kind: str, message_id: str, payload: bytes, ttl_s: float | None = None
+        self,
+        *,
+        peer: str,
+        topic: str,
+        kind: str,
+        message_id: str,
+        payload: bytes,
+        ttl_s: float | None = None,
+        courtesy: bool = False,
     ) -> None:
         """Store a message in the caller's transaction; it is sent once that has committed.
 
-        The same ``message_id`` twice is one message. Raises :class:`OutboxFull`.
+        The same ``message_id`` twice is one message. A ``courtesy`` is dropped when very many messages wait: strangers
+        cause those. What must arrive is bounded by the agreements that our own agent made.
         """
-        if self._store.count_messages() >= self._limit:
-            raise OutboxFull("too many messages wait for nodes that are away", hint="try again later")
+        if courtesy and self._store.count_messages() >= self._limit:
+            log.info("%s will not hear %s of %s: too much is undelivered", peer, kind, topic)
+            return
         expires_at = self._clock.now() + timedelta(seconds=self._ttl_s if ttl_s is None else ttl_s)
         self._store.add_message(
             peer=peer, topic=topic, kind=kind, message_id=message_id, payload=payload, expires_at=expires_at

@@ -11,13 +11,15 @@ Handlers are synchronous (the store is) and run only after all that, so what the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Annotated, Protocol, TypeVar
 
 import msgspec
 
-from shem.errors import NotAllowed
+from shem.cogs.clock import Clock
+from shem.errors import Conflict, NotAllowed
 from shem.node.identity.signing import verify
 from shem.node.market import documents
 from shem.node.market.documents import (
@@ -90,6 +92,72 @@ class Signed(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
     signature: bytes
 
 
+class Busy(Conflict):
+    """A peer sends more pages at once than it may."""
+
+    default_code = "too_many_pages"
+
+
+class Meter:
+    """How much news of one peer costs us: signatures verified, refilled with time. A peer that has used its share waits
+    for the answer to its page, and so for its next one."""
+
+    MAX_PAGES = 2
+
+    def __init__(self, clock: Clock, *, burst: int, per_s: float) -> None:
+        self._clock = clock
+        self._burst = burst
+        self._per_s = per_s
+        self._left = float(burst)
+        self._since = clock.monotonic()
+        self.pages = 0
+        """Pages being read."""
+
+    async def take(self) -> None:
+        """One signature's worth."""
+        now = self._clock.monotonic()
+        self._left = min(float(self._burst), self._left + (now - self._since) * self._per_s) - 1
+        self._since = now
+        if self._left < 0:
+            await self._clock.sleep(-self._left / self._per_s)
+
+    def is_full(self) -> bool:
+        """Whether it can be forgotten."""
+        full_after_s = (self._burst - self._left) / self._per_s
+        return not self.pages and self._clock.monotonic() - self._since >= full_after_s
+
+
+class Meters:
+    """One per peer that has told us something lately."""
+
+    def __init__(self, clock: Clock, *, burst: int, per_s: float) -> None:
+        self._clock = clock
+        self._burst = burst
+        self._per_s = per_s
+        self._meters: dict[NodeId, Meter] = {}
+
+    def pages(self, caller: NodeId) -> int:
+        """How many pages of that peer are being read."""
+        meter = self._meters.get(caller)
+        return 0 if meter is None else meter.pages
+
+    @contextmanager
+    def page(self, caller: NodeId) -> Iterator[Meter]:
+        """For one page. Raises :class:`Busy`."""
+        if len(self._meters) > 4096:
+            self._meters = {peer: meter for peer, meter in self._meters.items() if not meter.is_full()}
+        meter = self._meters.get(caller)
+        if meter is None:
+            meter = self._meters[caller] = Meter(self._clock, burst=self._burst, per_s=self._per_s)
+        if meter.pages >= Meter.MAX_PAGES:
+            raise Busy("one page of offers at a time", hint="wait for the answer")
+        meter.pages += 1
+        try:
+            yield meter
+        finally:
+            meter.pages -= 1
+
+
 class OffersPage(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A part of what a peer knows."""
 
@@ -123,7 +191,7 @@ def open_envelope(
     """The document of a message, proven to be what ``caller`` says to an identity of ours."""
     try:
         signed = _signed.decode(payload)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except documents.UNDECODABLE as error:
         raise BadDocument(f"not a signed message: {error}") from None
     document = documents.decode(signed.document, kind)
     if document.issuer != caller:
@@ -170,7 +238,8 @@ def serve_offers(
     peers: Peers,
     book: OfferBook,
     identities: Identities,
-    now: Callable[[], datetime],
+    clock: Clock,
+    meters: Meters,
     on_heard: Callable[[NodeId, Subject, SignedOffer], None],
 ) -> None:
     """Take pages of offers. One that is forged ends its page: no honest peer passes such a thing on."""
@@ -178,17 +247,19 @@ def serve_offers(
     async def answer(caller: NodeId, payload: bytes) -> bytes:
         try:
             page = _page.decode(payload)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except documents.UNDECODABLE as error:
             raise BadDocument(f"not a page of offers: {error}") from None
-        for number, offer in enumerate(page.offers):
-            if number % 16 == 15:
-                await asyncio.sleep(0)  # a signature takes 0.1 ms; others want the loop too
-            statement = documents.decode(offer.statement, Statement)
-            subject = (offer.issuer, statement.offer_id)
-            on_heard(caller, subject, offer)
-            # Nothing of our own is news; what is no news need not be verified
-            if NodeId(offer.issuer) not in identities and statement.sequence > book.sequence(*subject):
-                _take_offer(book, offer, statement, caller, now())
+        with meters.page(caller) as meter:
+            for number, offer in enumerate(page.offers):
+                if number % 16 == 15:
+                    await asyncio.sleep(0)  # a signature takes 0.1 ms; others want the loop too
+                statement = documents.decode(offer.statement, Statement)
+                subject = (offer.issuer, statement.offer_id)
+                on_heard(caller, subject, offer)
+                # Nothing of our own is news; what is no news need not be verified
+                if NodeId(offer.issuer) not in identities and statement.sequence > book.sequence(*subject):
+                    await meter.take()
+                    _take_offer(book, offer, statement, caller, clock.now())
         return b""
 
     peers.serve(OFFERS, answer, max_request=MAX_REQUEST)

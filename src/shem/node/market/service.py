@@ -81,7 +81,8 @@ class Market:
         self.agreements = Agreements(self.core, self.subscriptions, self.negotiation, self._timers)
         self.scans = Scans(self.core, self.subscriptions, self._timers)
         self._gossip = Gossip(peers, self.core.book, self._tasks, clock, timeout_s=config.rpc_timeout_s)
-        protocol.serve_offers(peers, self.core.book, identities, clock.now, self._gossip.heard)
+        self._meters = protocol.Meters(clock, burst=config.news_burst, per_s=config.news_per_s)
+        protocol.serve_offers(peers, self.core.book, identities, clock, self._meters, self._gossip.heard)
 
     async def start(self) -> None:
         """Bring everything back from the store, publish, and follow the network."""

@@ -160,7 +160,7 @@ class _MarketRest:
         )
         return respond(
             [
-                wire.AgreementEntry(id=a.agreement_id, timestamp=a.created_at, approved_date=_approved(a), role=a.role)
+                wire.AgreementEntry(id=a.agreement_id, timestamp=a.created_at, approved_date=a.approved_at, role=a.role)
                 for a in found
             ]
         )
@@ -288,10 +288,10 @@ def agreement_shape(one: Agreement) -> wire.Agreement:
         valid_to=one.valid_to,
         state=one.state,
         timestamp=one.created_at,
-        approved_date=_approved(one),
+        approved_date=one.approved_at,
         app_session_id=one.app_session_id,
         proposed_signature=one.proposed_signature,
-        approved_signature=one.approved_signature if _approved(one) else None,
+        approved_signature=one.approved_signature if one.approved_at else None,
         committed_signature=one.committed_signature,
     )
 
@@ -323,11 +323,6 @@ def _found_shape(one: KnownOffer | Subscription) -> wire.Offer | wire.Demand:
         provider_id=one.body.issuer,
         timestamp=one.body.created_at,
     )
-
-
-def _approved(one: Agreement) -> Any:
-    """The date of an approval that both sides know of: a signed one that is on its way does not count."""
-    return one.approved_at if one.state in ("Approved", "Terminated") else None
 
 
 def _max_events(request: web.Request, market: Market) -> int:
