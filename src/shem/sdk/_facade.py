@@ -50,12 +50,15 @@ class Portal:
             tasks.append(self._loop.create_task(work()))
             tasks[0].add_done_callback(finish)
 
+        def cancel() -> None:
+            tasks[0].cancel()
+
         self._loop.call_soon_threadsafe(start)
         try:
             return done.result()
         except BaseException:
             if not done.done():
-                self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+                self._loop.call_soon_threadsafe(cancel)
                 done.exception()
             raise
 

@@ -3,12 +3,40 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from shem.sdk import events
 from shem.sdk.report import Report
 from shem.terms.amounts import format_amount
+
+
+class _WorkBar(BarColumn):
+    """A bar for the work as a whole; machines have none, as nobody knows how much each will get."""
+
+    def render(self, task: Task) -> ProgressBar | Text:  # type: ignore[override]
+        return Text("") if task.fields.get("machine") else super().render(task)
+
+
+class _Count(ProgressColumn):
+    """``7/24`` for the work, ``3 done`` for a machine."""
+
+    def render(self, task: Task) -> Text:
+        done = int(task.completed)
+        if task.fields.get("machine"):
+            return Text(f"{done} done", style="progress.download")
+        return Text(f"{done}/{'?' if task.total is None else int(task.total)}", style="progress.download")
 
 
 class ProgressDisplay:
@@ -18,10 +46,10 @@ class ProgressDisplay:
         self._report = report
         self._console = console or Console(stderr=True)
         self._progress = Progress(
-            SpinnerColumn(),
+            SpinnerColumn(finished_text=" "),
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
+            _WorkBar(),
+            _Count(),
             TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             console=self._console,
@@ -65,15 +93,17 @@ class ProgressDisplay:
             case events.ProviderLeft(provider_name=name, reason=reason):
                 self._progress.console.print(f"{name} is left: {reason}", markup=False, style="yellow")
             case events.RentalEnded(rental=rental, reason=reason) if rental in self._rows:
-                self._progress.update(self._rows[rental], note=reason)
-                self._progress.stop_task(self._rows[rental])
+                row = self._rows[rental]
+                # a total makes the row finished, so that its spinner rests
+                self._progress.update(row, note=reason, total=self._progress.tasks[row].completed)
+                self._progress.stop_task(row)
             case _:
                 pass
 
     def _row(self, rental: int, name: str) -> TaskID:
         self._start()
         if rental not in self._rows:
-            self._rows[rental] = self._progress.add_task(f"  {name}", total=None, note="")
+            self._rows[rental] = self._progress.add_task(f"  {name}", total=None, note="", machine=True)
         return self._rows[rental]
 
     def close(self) -> None:
