@@ -32,8 +32,12 @@ class Accountant:
         self._payment = payment
         self._clock = clock
 
-    async def send_note(self, bill: Bill, order: SendNote) -> None:
-        """Issue a note and send it. Raises ``PeerFailed`` when the own node is away: nothing was entered then."""
+    async def issue_note(self, bill: Bill, order: SendNote) -> str:
+        """Issue a note at the own node and enter it into the bill; its id, for :meth:`deliver_note`.
+
+        Raises ``PeerFailed`` when the own node is away and ``Refused`` when it will not have the note: nothing is
+        entered then.
+        """
         note = await self._payment.issue_debit_note(
             NewDebitNote(
                 activity_id=order.activity_id,
@@ -44,10 +48,16 @@ class Accountant:
         )
         # entered before it is sent: its acceptance may come back faster than the answer to our call
         bill.note_sent(order, note.debit_note_id, self._clock.now())
+        return note.debit_note_id
+
+    async def deliver_note(self, note_id: str) -> None:
+        """Send a note; returns when the requestor has it, or after a few seconds (the node then goes on trying)."""
         try:
-            await self._payment.send_debit_note(note.debit_note_id, timeout_s=_SEND_WAIT_S)
+            await self._payment.send_debit_note(note_id, timeout_s=_SEND_WAIT_S)
         except (PeerFailed, TimeoutError) as error:
-            log.info("debit note %s is on its way: %s", note.debit_note_id, error)  # the node goes on trying
+            log.info("debit note %s is on its way: %s", note_id, error)
+        except Refused as error:
+            log.warning("debit note %s: %s", note_id, error)
 
     async def invoice_once(self, agreement_id: str, bill: Bill, since: datetime) -> Invoice | None:
         """Issue and send the invoice of an agreement that began at ``since``; retried until the node has it.
@@ -58,7 +68,7 @@ class Accountant:
         uncertain = False
         while True:
             try:
-                invoice = await self._existing(agreement_id, since) if uncertain else None
+                invoice = (await self.invoiced(since)).get(agreement_id) if uncertain else None
                 if invoice is None:
                     invoice = await self._issue(agreement_id, bill, since)
                 await self._send(invoice)
@@ -72,9 +82,10 @@ class Accountant:
             await self._clock.sleep(pause)
             pause = min(_LAST_RETRY_S, pause * 2)
 
-    async def existing(self, agreement_id: str, since: datetime) -> Invoice | None:
-        """The invoice that an earlier run issued, if any."""
-        return await self._existing(agreement_id, since)
+    async def invoiced(self, since: datetime) -> dict[str, Invoice]:
+        """Invoices issued since then, by agreement."""
+        found = await self._payment.invoices(after=since - _SKEW)
+        return {invoice.agreement_id: invoice for invoice in found if invoice.status != "CANCELLED"}
 
     async def asked_before(self, agreement_id: str, since: datetime) -> dict[str, str]:
         """The highest total (a decimal string) that was asked for each activity of the agreement."""
@@ -94,16 +105,10 @@ class Accountant:
         try:
             return await self._payment.issue_invoice(order)
         except Conflict:
-            found = await self._existing(agreement_id, since)
+            found = (await self.invoiced(since)).get(agreement_id)
             if found is None:
                 raise
             return found
-
-    async def _existing(self, agreement_id: str, since: datetime) -> Invoice | None:
-        for invoice in await self._payment.invoices(after=since - _SKEW):
-            if invoice.agreement_id == agreement_id and invoice.status != "CANCELLED":
-                return invoice
-        return None
 
     async def _send(self, invoice: Invoice) -> None:
         if invoice.status != "ISSUED":

@@ -76,6 +76,8 @@ class ProviderAgent:
         self._desk: Desk | None = None
         self._driver_name = ""
         self.node_id = ""
+        self.broken = asyncio.Event()
+        """Set when one of the agent's own loops has failed (its log says why): it should be stopped and started again."""
 
     @property
     def deals(self) -> dict[str, Deal]:
@@ -131,11 +133,18 @@ class ProviderAgent:
         since = self._clock.now() - _SKEW
         await recover(self._desk, config.rules)
         self._shop = self._build_shop(self._build_offers(chosen, accounts), self._capacity)
-        self._scope.start(self._follow_activities(since), "activities")
-        self._scope.start(self._follow_agreements(since), "agreements")
-        self._scope.start(self._follow_debit_notes(since), "debit notes")
-        self._scope.start(self._follow_invoices(since), "invoices")
+        for name, loop in {
+            "activities": self._follow_activities(since),
+            "agreements": self._follow_agreements(since),
+            "debit notes": self._follow_debit_notes(since),
+            "invoices": self._follow_invoices(since),
+        }.items():
+            self._scope.start(loop, name).add_done_callback(self._loop_ended)
         await self._shop.open()
+
+    def _loop_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            self.broken.set()
 
     def _build_offers(self, chosen: Chosen, accounts: list[Account]) -> list[Offer]:
         config, capacity = self.config, self._capacity
@@ -320,6 +329,12 @@ def _log_invoice(event: InvoiceEvent) -> None:
     log.info("invoice %s was %s%s", event.invoice_id, what, why)
 
 
+async def _either(one: asyncio.Event, other: asyncio.Event) -> None:
+    async with TaskScope("wait") as scope:
+        waits = {scope.start(event.wait(), "event") for event in (one, other)}
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+
+
 async def run_provider(
     config: ProviderConfig, api_url: str, app_key: str, on_ready: Callable[[dict[str, object]], None] | None = None
 ) -> None:
@@ -328,6 +343,7 @@ async def run_provider(
     ``on_ready`` is called with :attr:`ProviderAgent.facts` once the offers are published. Raises ``Misconfigured`` when
     this machine or the node cannot sell anything, ``PeerFailed`` when the node does not answer.
     """
+    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -336,7 +352,9 @@ async def run_provider(
         async with ApiClient(api_url, app_key) as http, ProviderAgent(config, http) as agent:
             if on_ready is not None:
                 on_ready(agent.facts)
-            await stop.wait()
+            await _either(stop, agent.broken)
+            if agent.broken.is_set():
+                raise ShemError("the provider agent made a mistake; its log has the details", code="internal")
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)

@@ -78,6 +78,7 @@ class ProviderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """``host:port`` of registries spoken to over plain HTTP."""
     shutdown_timeout_s: float = 20.0
     """How long a stopping agent tries to deliver its last notes and invoices."""
+    log_level: str = "INFO"
 
     def __post_init__(self) -> None:
         _check(self)

@@ -175,15 +175,20 @@ class Deal:
                     case SendNote():
                         await self._send(order)
 
-    async def _send(self, order: SendNote) -> None:
+    async def _send(self, order: SendNote) -> asyncio.Task[None] | None:
+        """Issue a note; the task that delivers it, so that a requestor that is away delays no deadline."""
+        accountant = self._desk.accountant
         try:
-            await self._desk.accountant.send_note(self.bill, order)
+            note_id = await accountant.issue_note(self.bill, order)
         except (PeerFailed, TimeoutError) as error:
             log.warning("agreement %s: no debit note now: %s", self.agreement_id, error)
             await self._desk.clock.sleep(_RETRY_S)
         except Refused as error:
             log.error("agreement %s: the node refuses a debit note: %s", self.agreement_id, error)
             self.bill.note_refused(order)
+        else:
+            return self._scope.start(accountant.deliver_note(note_id), "note")
+        return None
 
     async def _stop_units(self) -> None:
         assert self._end is not None
@@ -198,8 +203,9 @@ class Deal:
         log.info("agreement %s ends: %s (%s)", self.agreement_id, end.message, end.code)
         if self._ours:
             await terminate(self._desk.market, self.agreement_id, end)
-        for order in self.bill.final_notes(self._desk.clock.now()):
-            await self._send(order)
+        notes = [await self._send(order) for order in self.bill.final_notes(self._desk.clock.now())]
+        if sending := [note for note in notes if note is not None]:
+            await asyncio.wait(sending)
         await self._desk.accountant.invoice_once(self.agreement_id, self.bill, self._began)
 
     # activities

@@ -29,6 +29,7 @@ from shem.provider.offering import (
     TASK_PACKAGE,
 )
 from shem.terms.images import GvmiImage, RegistryImage, parse_package
+from shem.terms.pricing import LinearPricing
 
 IS_FINAL = "golem.proposal.rejection.is-final"
 
@@ -198,7 +199,12 @@ def _price(request: Request) -> Change | Rejection:
         return Rejection("price", f"{COEFFS} must be {len(offered)} numbers", True)
     if any(value is None or value < low for value, low in zip(numbers, offered, strict=True)):
         return Rejection("price", "the demand's prices are lower than the offer's", True)
-    return {COEFFS: [float(value) for value in wanted]}
+    taken = {COEFFS: [float(value) for value in wanted]}
+    try:
+        LinearPricing.from_properties({**request.offer, **taken})
+    except Refused as error:
+        return Rejection("price", error.message, True)
+    return taken
 
 
 def _resources(request: Request) -> Resources | Rejection:

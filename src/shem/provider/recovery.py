@@ -19,7 +19,7 @@ from shem.provider.config import Rules
 from shem.provider.deal import Desk, terminate
 from shem.provider.offering import is_ours
 from shem.terms.amounts import parse_amount
-from shem.wire.market import Agreement, AgreementState
+from shem.wire.market import AgreementEntry
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +31,14 @@ WHY = "the provider agent was restarted; work in progress was lost"
 async def recover(desk: Desk, rules: Rules) -> int:
     """Close everything that is open from before; how many agreements that were. Raises ``PeerFailed``."""
     await _withdraw_offers(desk)
+    since = desk.clock.now() - LOOK_BACK
+    invoiced = await desk.accountant.invoiced(since)
     closed = 0
-    for state in ("Approved", "Terminated"):
-        for agreement in await _ours(desk, state):
-            closed += await _close(desk, rules, agreement)
+    for entry in await desk.market.list_agreements(state="Approved"):
+        closed += await _close(desk, rules, entry)
+    for entry in await desk.market.list_agreements(state="Terminated", after=since):
+        if entry.id not in invoiced:
+            closed += await _close(desk, rules, entry)
     return closed
 
 
@@ -47,23 +51,14 @@ async def _withdraw_offers(desk: Desk) -> None:
                 log.info("offer %s of an earlier run: %s", offer.offer_id, error)
 
 
-async def _ours(desk: Desk, state: AgreementState) -> list[Agreement]:
-    """Agreements in which this agent (not another program at the same node) is the provider."""
-    after = desk.clock.now() - LOOK_BACK if state == "Terminated" else None
-    found = []
-    for entry in await desk.market.list_agreements(state=state, after=after):
-        if entry.role != "Provider":
-            continue
-        agreement = await desk.market.agreement(entry.id)
-        if is_ours(agreement.offer.properties):
-            found.append(agreement)
-    return found
-
-
-async def _close(desk: Desk, rules: Rules, agreement: Agreement) -> bool:
-    agreement_id, began = agreement.agreement_id, agreement.approved_date or agreement.timestamp
-    if await desk.accountant.existing(agreement_id, began) is not None and agreement.state != "Approved":
+async def _close(desk: Desk, rules: Rules, entry: AgreementEntry) -> bool:
+    if entry.role != "Provider":
         return False
+    agreement_id = entry.id
+    agreement = await desk.market.agreement(agreement_id)
+    if not is_ours(agreement.offer.properties):
+        return False
+    began = agreement.approved_date or agreement.timestamp
     log.info("agreement %s is left from an earlier run (%s)", agreement_id, agreement.state)
     try:
         terms = read_terms(agreement.demand.properties, agreement.offer.properties, rules)
@@ -101,6 +96,6 @@ async def _send_final_notes(desk: Desk, accountant: Accountant, agreement_id: st
     for order in bill.final_notes(desk.clock.now()):
         if order.amount > bill.asked(order.activity_id):
             try:
-                await accountant.send_note(bill, order)
+                await accountant.deliver_note(await accountant.issue_note(bill, order))
             except Refused as error:
                 log.warning("agreement %s: the node refuses a debit note: %s", agreement_id, error)

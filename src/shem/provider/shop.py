@@ -237,9 +237,9 @@ class Shop:
             log.info("agreement %s refused: %s (%s)", agreement.agreement_id, answer.message, answer.code)
             await self._market.reject_agreement(agreement.agreement_id, answer.as_reason())
             return
-        self._on_pending(agreement, answer.resources)
         approved = False
         try:
+            self._on_pending(agreement, answer.resources)
             approved = await self._approve(agreement.agreement_id)
         finally:
             if approved:
@@ -248,16 +248,19 @@ class Shop:
                 self._on_lost(agreement.agreement_id)
 
     async def _approve(self, agreement_id: str) -> bool:
-        """Whether the agreement came about. An answer that was lost is looked up: approving twice is an error."""
+        """Whether the agreement came about. An answer that was lost is looked up: it may have been a yes."""
         while True:
             try:
                 await self._market.approve(agreement_id, app_session_id=self._rules.session, timeout_s=_APPROVE_S)
                 return True
             except (PeerFailed, TimeoutError, Conflict, Gone) as error:
                 log.info("agreement %s: %s", agreement_id, error)
-            state = (await self._market.agreement(agreement_id)).state
-            if state != "Pending":
-                return state == "Approved"
+            try:
+                state = (await self._market.agreement(agreement_id)).state
+                if state != "Pending":
+                    return state == "Approved"
+            except (PeerFailed, TimeoutError) as error:
+                log.warning("agreement %s: %s", agreement_id, error)
             await self._clock.sleep(_RETRY_S)
 
     def _request(self, offer: Offer, demand: dict[str, object], constraints: str) -> Request:

@@ -73,6 +73,7 @@ def test_negotiable_values_come_back_as_they_were_written(spelling: object) -> N
         ({"coeffs": [0.0, 0.0, 0.0]}, "price", True),
         ({"coeffs": [1.0, 1.0]}, "price", True),
         ({"coeffs": "free"}, "price", True),
+        ({"coeffs": [1.0, 1.0, 1e15]}, "price", True),
         ({"mem": "lots"}, "bad_requirement", True),
         ({"mem": 8.01}, "too_big", True),
         ({"cpu": 4.5}, "too_big", True),

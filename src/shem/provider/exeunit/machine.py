@@ -55,7 +55,7 @@ class Machine:
 
     async def deploy(self, command: Deploy, report: Callable[[int, int, str], None]) -> str:
         """Fetch the image and make the sandbox; the JSON text that runtimes print. Raises :class:`CommandFailed`."""
-        if command.net:
+        if command.net or command.hosts:
             raise CommandFailed(UNSUPPORTED, "private networks are not offered here")
         try:
             rootfs = await self._tools.images.ensure(
