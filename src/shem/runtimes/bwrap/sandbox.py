@@ -25,7 +25,7 @@ from shem.runtimes.guest.client import GuestAgent
 from shem.runtimes.host.cgroups import Cgroup
 from shem.runtimes.host.furnish import AGENT, furnish
 from shem.runtimes.host.lifetime import Lifetime
-from shem.runtimes.host.process import Watched, remove_tree
+from shem.runtimes.host.process import END_TIMEOUT_S, Watched, kill_and_wait, remove_tree
 from shem.runtimes.host.slots import Slot
 from shem.runtimes.host.stage import Stage
 from shem.runtimes.host.syscalls import bind_mount
@@ -211,9 +211,7 @@ class BwrapSandbox:
         if self._guest is not None:
             await self._guest.close()
         if self._process is not None:
-            with suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+            await self._wait_bwrap(self._process)
         if self._cgroup is not None:
             self._cgroup.kill()
             usage = self.usage()
@@ -222,6 +220,14 @@ class BwrapSandbox:
         if self._stage is not None:
             self._stage.remove()
         remove_files(self._directory)
+
+    async def _wait_bwrap(self, process: Process) -> None:
+        """``bwrap`` ends by itself when the sandbox's first process has; without one it is killed."""
+        try:
+            async with asyncio.timeout(END_TIMEOUT_S if self._init is not None else 0):
+                await process.wait()
+        except TimeoutError:
+            await kill_and_wait(process)
 
 
 def remove_files(directory: Path) -> None:

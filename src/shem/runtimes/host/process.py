@@ -10,6 +10,7 @@ import shutil
 import signal
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from shem.runtimes.base import SandboxFailed
@@ -37,13 +38,20 @@ async def call(command: Sequence[str | Path], *, cwd: Path | None = None, pass_f
         async with asyncio.timeout(HELPER_TIMEOUT_S):
             out, _ = await process.communicate()
     except BaseException:
-        process.kill()
-        await process.wait()
+        await kill_and_wait(process)
         raise
     text = out[-2000:].decode(errors="replace").strip()
     if process.returncode:
         raise SandboxFailed(f"{command[0]} failed: {text or process.returncode}")
     return text
+
+
+async def kill_and_wait(process: asyncio.subprocess.Process) -> None:
+    """End a child of ours. Not by its own ``kill``, which may reap it so that asyncio's watcher misses it."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+    await process.wait()
 
 
 class Watched:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from shem.runtimes.base import SandboxFailed
 from shem.runtimes.host import cgroups
+from shem.runtimes.host.process import kill_and_wait
 
 KNOWN = ("runc", "crun")
 CALL_TIMEOUT_S = 60.0
@@ -70,9 +71,7 @@ class Runtime:
         except TimeoutError:
             raise SandboxFailed(f"{self.name} {arguments[0]} took more than {CALL_TIMEOUT_S:g} s") from None
         finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+            await kill_and_wait(process)
 
 
 def _last_error(log: Path) -> str:
