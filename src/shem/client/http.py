@@ -15,6 +15,7 @@ import aiohttp
 import msgspec
 
 from shem import errors
+from shem.cogs.decoding import DECODE_ERRORS
 from shem.wire.base import encode
 
 T = TypeVar("T")
@@ -193,7 +194,7 @@ def error_of(status: int, body: bytes) -> BaseException:
     message, code, hint, details = body[:500].decode("utf-8", "replace"), "", "", {}
     try:
         found = msgspec.json.decode(body)
-    except msgspec.MsgspecError:
+    except DECODE_ERRORS:
         found = None
     if isinstance(found, dict):
         message = str(found.get("message") or found.get("detail") or f"status {status}")

@@ -23,6 +23,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from shem.cogs.decoding import DECODE_ERRORS
 from shem.cogs.ociformat import (
     CONFIG,
     DIGEST,
@@ -269,7 +270,7 @@ class _Config(msgspec.Struct, frozen=True):
 def _from_docker(store: _Store, listing: bytes, name: str, architecture: str) -> ImageArchive:
     try:
         images = msgspec.json.decode(listing, type=tuple[_Saved, ...])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except DECODE_ERRORS as error:
         raise ImageUnusable(f"manifest.json in {store.where} cannot be read: {error}") from None
     if name:
         images = tuple(i for i in images if any(_same(tag, name) for tag in i.repo_tags or ()))
@@ -287,7 +288,7 @@ def _from_docker(store: _Store, listing: bytes, name: str, architecture: str) ->
     check_platform(config, architecture)
     try:
         diff_ids = msgspec.json.decode(config, type=_Config).rootfs.diff_ids
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise ImageUnusable(f"the image's configuration cannot be read: {error}") from None
     if len(diff_ids) != len(saved.layers) or len(diff_ids) > MAX_LAYERS:
         raise ImageUnusable(f"{store.where} has {len(saved.layers)} layers and names {len(diff_ids)}")

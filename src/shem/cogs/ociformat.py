@@ -12,6 +12,7 @@ import re
 
 import msgspec
 
+from shem.cogs.decoding import DECODE_ERRORS
 from shem.errors import Refused
 
 MAX_MANIFEST = 4 << 20
@@ -95,7 +96,7 @@ def parse_manifest(raw: bytes) -> Manifest | Index:
                 _check(entry, MAX_MANIFEST)
             return index
         manifest = msgspec.json.decode(raw, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except DECODE_ERRORS as error:
         raise ImageUnusable(f"the image's manifest cannot be read: {error}") from None
     if len(manifest.layers) > MAX_LAYERS:
         raise ImageUnusable(f"the image has more than {MAX_LAYERS} layers")
@@ -133,7 +134,7 @@ def check_platform(config: bytes, architecture: str) -> None:
     """Refuse a configuration that says it is for another machine. Raises :class:`ImageUnusable`."""
     try:
         said = msgspec.json.decode(config, type=Platform)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except DECODE_ERRORS as error:
         raise ImageUnusable(f"the image's configuration cannot be read: {error}") from None
     if (said.os and said.os != "linux") or (said.architecture and said.architecture != architecture):
         raise ImageUnusable(

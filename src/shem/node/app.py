@@ -91,12 +91,15 @@ class Node:
         if networks := networks_from(config.networks):
             drivers.insert(0, EvmDriver(self.db, networks, [self.identity], clock=clock))
         self.payments = Payments(self.db, self.peers, self.identity, self.market, self.activities, drivers, clock)
+        # Stops run in the reverse order: what a service still has to say goes out before the peers close.
+        services = (self.market, self.activities, self.payments)
         self.files.start()
-        self._stack.callback(self.files.stop)
-        for service in (self.market, self.activities, self.payments):
+        for service in services:
             await service.start()
-            self._stack.push_async_callback(service.stop)
         await self._stack.enter_async_context(self.peers)
+        for service in services:
+            self._stack.push_async_callback(service.stop)
+        self._stack.callback(self.files.stop)
         for address in config.bootstrap:
             self.peers.add_bootstrap(address)
         await self._open_rest()
@@ -110,8 +113,9 @@ class Node:
             *rest_files.routes(self.files),
             *rest_payment.routes(self.payments),
         ]
+        self.rest = build_app(routes, keys=self.keys.lookup)
         runner = web.AppRunner(
-            build_app(routes, keys=self.keys.lookup),
+            self.rest,
             access_log=None,
             handler_cancellation=True,
             shutdown_timeout=SHUTDOWN_S,

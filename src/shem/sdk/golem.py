@@ -56,6 +56,7 @@ INVOICE_WAIT_S = 30.0
 SETTLE_WAIT_S = 60.0
 LIFETIME_S = 2 * 3600.0
 """An agreement ends by itself after this; a longer job goes on with a new one."""
+CREATE_TRIES = 4
 MAX_DEPLOY_FAILURES = 3
 """An image that fails to start at so many providers, and nowhere works, is taken to be what is wrong."""
 
@@ -400,7 +401,7 @@ class Golem:
 
     async def _start(self, hired: Hired) -> Rental:
         agreement_id = hired.agreement.agreement_id
-        activity_id = await self._activities.create(agreement_id, timeout_s=60)
+        activity_id = await self._create_activity(agreement_id)
         self._rentals += 1
         rental = Rental(
             self._rentals,
@@ -431,6 +432,17 @@ class Golem:
         self._open_rentals.add(activity_id)
         self._emit(events.RentalStarted(rental.number, hired.provider_id, hired.name, agreement_id))
         return rental
+
+    async def _create_activity(self, agreement_id: str) -> str:
+        """The provider may see the approval a moment after we do (its node lost our answer and asks again)."""
+        for attempt in range(CREATE_TRIES):
+            try:
+                return await self._activities.create(agreement_id, timeout_s=60)
+            except Refused as error:
+                if error.code != "agreement_not_approved" or attempt == CREATE_TRIES - 1:
+                    raise
+                await asyncio.sleep(0.3 * (attempt + 1))
+        raise AssertionError("the last try returns or raises")
 
     async def _give_back(self, hiring: Hiring, hired: Hired, rental: Rental | None, code: str) -> None:
         """End the activity and the agreement. Finishes even when we are being cancelled."""

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from shem.cogs.decoding import DECODE_ERRORS
 from shem.errors import Refused
 from shem.wire.base import Timestamp, Wire
 
@@ -165,7 +166,7 @@ def parse_instruction(frame: str | bytes) -> Instruction:
     """A frame from the node. Raises :class:`Refused` (``bad_frame``)."""
     try:
         return _instructions.decode(frame)
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise Refused(f"not an instruction to an exe unit: {error}", code="bad_frame") from None
 
 
@@ -173,5 +174,5 @@ def parse_report(frame: str | bytes) -> Report:
     """A frame from the unit. Raises :class:`Refused` (``bad_frame``)."""
     try:
         return _reports.decode(frame)
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise Refused(f"not a report of an exe unit: {error}", code="bad_frame") from None

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from shem.cogs.decoding import DECODE_ERRORS
 from shem.errors import Refused
 
 MAX_MESSAGE = 64 << 10
@@ -89,5 +90,5 @@ def decode_kind(body: bytes) -> Kind:
     """Raises :class:`Refused` (``bad_message``) for bytes that are no event."""
     try:
         return _decoder.decode(body)
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise Refused(f"not an event of an activity: {error}", code="bad_message") from None

@@ -13,6 +13,7 @@ from typing import Annotated, Protocol, TypeVar
 
 import msgspec
 
+from shem.cogs.decoding import DECODE_ERRORS
 from shem.errors import Refused
 from shem.node.activity.events import Event
 from shem.terms.ids import NodeId
@@ -127,5 +128,5 @@ def unpack(payload: bytes, shape: type[T]) -> T:
     """A message from bytes. Raises :class:`Refused` (``bad_message``) for anything else."""
     try:
         return msgspec.msgpack.decode(payload, type=shape)
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise Refused(f"not a {shape.__name__} message: {error}", code="bad_message") from None

@@ -17,6 +17,7 @@ from typing import Annotated, Literal, Protocol, TypeVar, cast
 
 import msgspec
 
+from shem.cogs.decoding import DECODE_ERRORS
 from shem.errors import Refused
 from shem.node.identity.signing import verify
 from shem.terms.amounts import MAX_UNITS
@@ -204,7 +205,7 @@ def serve(peers: Peers, kind: LetterKind, shape: type[M], me: Signer, handle: Ca
         try:
             signed = msgspec.msgpack.decode(request, type=Signed)
             message = msgspec.msgpack.decode(signed.payload, type=shape)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except DECODE_ERRORS as error:
             raise BadMessage(f"not a {kind}: {error}") from None
         if message.issuer != peer or message.recipient != me.node_id:
             raise BadMessage(f"a {kind} from {message.issuer} to {message.recipient} came from {peer} to {me.node_id}")

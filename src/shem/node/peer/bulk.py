@@ -21,8 +21,7 @@ from collections import deque
 from types import TracebackType
 from typing import NoReturn
 
-import msgspec
-
+from shem.cogs.decoding import DECODE_ERRORS
 from shem.errors import PeerFailed, Refused, ShemError
 from shem.node.peer.frames import Violation
 from shem.node.peer.remote_errors import INTERNAL, MAX_CODE, MAX_TEXT, pack_error, unpack_error
@@ -239,7 +238,7 @@ class BulkStream:
         if kind == _FAIL:
             try:
                 self._failure = unpack_error(body)
-            except msgspec.MsgspecError:
+            except DECODE_ERRORS:
                 raise Violation("an error that cannot be read") from None
             return
         if len(body) != _U64.size or kind not in (_END, _ACK):

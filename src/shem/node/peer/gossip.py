@@ -14,6 +14,7 @@ from itertools import islice
 
 import msgspec
 
+from shem.cogs.decoding import DECODE_ERRORS
 from shem.errors import NotFound, PeerFailed, Refused
 from shem.node.peer.frames import Violation
 from shem.node.peer.link import Link, Switchboard
@@ -82,7 +83,7 @@ class Gossip:
             if len(records) > RECORDS_PER_FRAME:
                 raise Violation("too many records in a frame")
             self._forward([signed for signed in records if self._learn(link, signed)], link)
-        except msgspec.MsgspecError:
+        except DECODE_ERRORS:
             raise Violation("records that cannot be read") from None
         except Refused as error:
             self._board.counters["bad_records"] += 1
@@ -137,6 +138,6 @@ class Gossip:
             self._learn(None, signed)
         except (PeerFailed, TimeoutError):
             return
-        except (msgspec.MsgspecError, Refused) as error:
+        except (*DECODE_ERRORS, Refused) as error:
             self._board.counters["bad_records"] += 1
             link.close(CloseCode.VIOLATION, f"a bad record: {error}")

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import msgspec
 
+from shem.cogs.decoding import DECODE_ERRORS
 from shem.errors import Refused
 from shem.node.peer.addresses import BadAddress
 from shem.node.peer.frames import HEADER, Kind, Violation, pack
@@ -75,7 +76,7 @@ async def read_hello(stream: Stream) -> tuple[Hello, bytes]:
             need = HEADER.size + size
     try:
         return _decoder.decode(buffer[HEADER.size : need]), buffer[need:]
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise BadHello(f"a hello that cannot be read: {error}") from None
 
 

@@ -18,9 +18,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import msgspec
-
 from shem.cogs.clock import Clock
+from shem.cogs.decoding import DECODE_ERRORS
 from shem.cogs.tasks import TaskScope
 from shem.errors import NotFound, PeerFailed, Refused
 from shem.node.peer.frames import MAX_METHOD_BYTES, Kind, Splitter, Violation, pack, pack_request, unpack_request
@@ -298,7 +297,7 @@ class Link:
             return
         try:
             error = unpack_error(body)
-        except msgspec.MsgspecError:
+        except DECODE_ERRORS:
             raise Violation("an error that cannot be read") from None
         self._board.counters["refused_by_peer"] += 1
         answer.set_exception(error)

@@ -14,6 +14,7 @@ from typing import Annotated, Protocol
 
 import msgspec
 
+from shem.cogs.decoding import DECODE_ERRORS
 from shem.errors import Refused
 from shem.node.peer.addresses import MAX_ADDRESSES, BadAddress, parse_address
 from shem.terms.ids import NodeId
@@ -102,7 +103,7 @@ def read_record(signed: SignedRecord) -> Record:
     """Its content, the form checked and the signature not. Raises :class:`BadRecord`."""
     try:
         record = _record_decoder.decode(signed.payload)
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise BadRecord(f"not a peer record: {error}") from None
     try:
         for address in record.addresses:

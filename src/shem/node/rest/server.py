@@ -17,6 +17,7 @@ import msgspec
 from aiohttp import web
 
 from shem import errors
+from shem.cogs.decoding import DECODE_ERRORS
 from shem.wire.base import encode
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ async def read_json(request: web.Request, shape: type[T]) -> T:
     """The body as ``shape``. Raises :class:`~shem.errors.Refused` (``bad_json``) with the place that is wrong."""
     try:
         return msgspec.json.decode(await request.read(), type=shape)
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise errors.Refused(f"the body is not what this call takes: {error}", code="bad_json") from None
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from shem.cogs.decoding import DECODE_ERRORS
 from shem.cogs.ociformat import DIGEST, MAX_LAYERS, ImageUnusable
 from shem.runtimes.base import ImageConfig
 from shem.runtimes.images.inroot import Stack
@@ -47,7 +48,7 @@ def parse_config(raw: bytes) -> tuple[ImageConfig, tuple[str, ...]]:
     """The configuration and the digests of the unpacked layers, bottom first. Raises :class:`ImageUnusable`."""
     try:
         document = msgspec.json.decode(raw, type=_Document)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except DECODE_ERRORS as error:
         raise ImageUnusable(f"the image's configuration cannot be read: {error}") from None
     diff_ids = tuple(document.rootfs.diff_ids)
     if len(diff_ids) > MAX_LAYERS or not all(DIGEST.fullmatch(each) for each in diff_ids):

@@ -23,6 +23,7 @@ import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from shem.cogs.decoding import DECODE_ERRORS
 from shem.cogs.ociformat import (
     INDEXES,
     MANIFESTS,
@@ -290,7 +291,7 @@ class Registries:
             response.close()
         try:
             answer = msgspec.json.decode(raw, type=_Token)
-        except msgspec.MsgspecError:
+        except DECODE_ERRORS:
             raise _denied(image) from None
         token = answer.token or answer.access_token
         if not re.fullmatch(r"[\x21-\x7e]+", token):

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import msgspec
 
+from shem.cogs.decoding import DECODE_ERRORS
 from shem.cogs.ociarchive import BlobAt, ImageArchive
 from shem.cogs.ociformat import MAX_LAYERS, MAX_MANIFEST, Descriptor, ImageUnusable, sha256_digest
 from shem.runtimes.images.errors import ImageDigestMismatch, ImageNotFound
@@ -84,7 +85,7 @@ class BundleSource:
         raw = await _all(self._fetch(self._bundle.url), MAX_BLOB_MAP, "the list of the image's parts")
         try:
             self._map = msgspec.json.decode(raw, type=BlobMap)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except DECODE_ERRORS as error:
             raise ImageUnusable(f"the list of the image's parts cannot be read: {error}") from None
         if len(self._map.blobs) > MAX_LAYERS + 2:
             raise ImageUnusable("the list of the image's parts is too long")

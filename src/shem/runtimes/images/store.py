@@ -28,6 +28,7 @@ from pathlib import Path
 
 import msgspec
 
+from shem.cogs.decoding import DECODE_ERRORS
 from shem.cogs.ociarchive import read_image
 from shem.cogs.ociformat import MAX_CONFIG, ImageUnusable, Manifest, check_platform, host_architecture, parse_manifest
 from shem.cogs.tasks import TaskScope
@@ -247,7 +248,7 @@ class ImageStore:
         for path in list(self._records.iterdir()):
             try:
                 image = msgspec.json.decode(path.read_bytes(), type=StoredImage)
-            except (msgspec.MsgspecError, UnicodeDecodeError):
+            except DECODE_ERRORS:
                 log.warning("dropping a damaged image record: %s", path)
                 path.unlink()
                 continue

@@ -19,6 +19,7 @@ from typing import TypeVar
 import aiohttp
 import msgspec
 
+from shem.cogs.decoding import DECODE_ERRORS
 from shem.errors import PeerFailed
 from shem.node.payment.drivers.base import ChainUnreachable
 
@@ -223,7 +224,7 @@ class RpcPool:
             raise ChainUnreachable(f"no answer within {self._timeout_s:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise ChainUnreachable(f"cannot be reached: {error or type(error).__name__}") from error
-        except msgspec.MsgspecError as error:
+        except DECODE_ERRORS as error:
             raise ChainUnreachable(f"its answer is not JSON-RPC: {error}") from error
         by_id = {answer.id: answer for answer in answers}
         if len(by_id) != len(ids) or set(by_id) != set(ids):
@@ -258,7 +259,7 @@ def read(result: msgspec.Raw | RpcRefused, shape: type[T]) -> T:
         raise result
     try:
         return msgspec.json.decode(result, type=shape)
-    except msgspec.MsgspecError as error:
+    except DECODE_ERRORS as error:
         raise ChainUnreachable(f"the endpoint's answer is not what was asked for: {error}") from error
 
 
