@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,30 @@ async def test_destroy_leaves_nothing_and_may_be_repeated(make) -> None:
     assert "destroyed" in await box.sandbox.wait_dead()
     with pytest.raises(GuestBroken):
         await box.run("true")
+
+
+async def test_many_sandboxes_at_once_and_nothing_leaks(make) -> None:
+    """Also no descriptor of ours: a provider makes thousands."""
+    first = await make()
+    await first.sandbox.destroy()
+    before = len(os.listdir("/proc/self/fd"))
+    boxes = await asyncio.gather(*(make() for _ in range(5)))
+    said = await asyncio.gather(*(box.sh(f"echo {n}") for n, box in enumerate(boxes)))
+    assert [result.out for result in said] == [f"{n}\n" for n in range(5)]
+    await asyncio.gather(*(box.sandbox.destroy() for box in boxes))
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert [remains(box.directory, box.slot) for box in boxes] == [[]] * 5
+
+
+async def test_a_cancelled_start_leaves_nothing(driver, rootfs, limits, tmp_path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for ms in (1, 5, 10, 20, 30, 40):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ms / 1000):
+                sandbox = await driver.create("x", rootfs, limits, directory=tmp_path / "box", volumes={})
+                await sandbox.destroy()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert remains(tmp_path / "box", "") == []
 
 
 async def test_destroy_ends_running_commands(background, make) -> None:

@@ -13,7 +13,16 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -102,8 +111,8 @@ class GuestAgent:
         """Write a file (parents are made). An interrupted transfer leaves a shorter file."""
         await self._operate(["put", f"{mode:o}", path], path, stdin=chunks)
 
-    async def get_file(self, path: str) -> AsyncIterator[bytes]:
-        """The bytes of a regular file, as fast as the caller takes them. Close the iterator when leaving early."""
+    async def get_file(self, path: str) -> AsyncGenerator[bytes, None]:
+        """The bytes of a regular file, as fast as the caller takes them; ``contextlib.aclosing`` when leaving early."""
         async with self._job(["get", path], [], "", "", stdin=False, builtin=True) as job:
             head = RecordHead()
             async for data in _answers(job, path):

@@ -21,13 +21,13 @@ END_TIMEOUT_S = 20.0
 log = logging.getLogger(__name__)
 
 
-async def call(command: Sequence[str | Path], *, cwd: Path | None = None, pass_fds: Sequence[int] = ()) -> str:
+async def call(command: Sequence[str | Path], *, cwd: Path | None = None) -> str:
     """Run a helper to its end and return its output. Raises :class:`SandboxFailed` with what it complained about."""
     try:
         process = await asyncio.create_subprocess_exec(
             *map(str, command),
             cwd=cwd,
-            pass_fds=pass_fds,
+            env={**os.environ, "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
