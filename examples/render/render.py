@@ -3,9 +3,8 @@
 import sys
 from pathlib import Path
 
-from shem.testing.contact_sheet import join_pngs
-
 from shem import Golem
+from shem.testing.contact_sheet import join_pngs
 
 SCENE = Path(__file__).with_name("scene.pov")
 FRAMES = 24

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from shem.version import VERSION
+
 if TYPE_CHECKING:
     from shem.sdk import CommandFailed, Golem, Need, Rental, Result, TaskFailed
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["CommandFailed", "Golem", "Need", "Rental", "Result", "TaskFailed", "__version__"]
 
 

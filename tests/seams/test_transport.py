@@ -155,7 +155,7 @@ async def test_a_writer_waits_for_its_reader(bind: Bind) -> None:
             seen = -1
             while seen != total or total == 0:  # no progress for a while: it waits
                 seen = total
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.2)  # the claim is that nothing moves in this time
             blocked.set()
 
         pouring = group.create_task(pour())

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from shem import __version__
 from shem.cli import demo, devnet, identity, market, node, payment, provider, run
+from shem.version import VERSION
 
 app = typer.Typer(
     name="shem",
@@ -20,7 +20,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"shem {__version__}")
+        typer.echo(f"shem {VERSION}")
         raise typer.Exit
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 from aiohttp import web
 
-from shem import __version__
 from shem.cogs.clock import SystemClock
 from shem.errors import Misconfigured
 from shem.node.activity.service import Activities
@@ -44,6 +43,7 @@ from shem.node.rest import market as rest_market
 from shem.node.rest import payment as rest_payment
 from shem.node.rest import status as rest_status
 from shem.node.rest.server import build_app
+from shem.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ class Node:
         return {
             "nodeId": self.identity.node_id,
             "name": self.config.name,
-            "version": __version__,
+            "version": VERSION,
             "address": self.peers.address(),
             "peers": self.peers.connected(),
         }

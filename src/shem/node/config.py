@@ -37,7 +37,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """REST carries app keys in plain HTTP: keep it on loopback, or put a TLS proxy in front."""
     api_port: int = 7465
     """0 takes a free port; the line that ``node run --json`` prints tells it."""
-    peer_bind: str = "0.0.0.0:0"  # noqa: S104 - peers are authenticated and encrypted end to end
+    peer_bind: str = "0.0.0.0:0"
     bootstrap: tuple[str, ...] = ()
     """Addresses of peers to find others through, as ``shem identity show`` prints them."""
     app_key: str | None = None

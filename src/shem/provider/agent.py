@@ -343,7 +343,7 @@ async def run_provider(
     ``on_ready`` is called with :attr:`ProviderAgent.facts` once the offers are published. Raises ``Misconfigured`` when
     this machine or the node cannot sell anything, ``PeerFailed`` when the node does not answer.
     """
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
+    logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

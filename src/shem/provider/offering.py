@@ -13,13 +13,13 @@ from typing import Any
 
 import msgspec
 
-import shem
 from shem.errors import Misconfigured
 from shem.provider.capacity import GIB, Plan
 from shem.provider.config import Rules
 from shem.provider.hardware import Cpu, Hardware
 from shem.provider.presets import Preset
 from shem.runtimes.base import Capabilities
+from shem.version import VERSION
 
 RUNTIME = "oci"
 """What runs here: images as docker makes them."""
@@ -83,7 +83,7 @@ def build_offer(
         "golem.node.id.name": node_name,
         SUBNET: subnet,
         "golem.runtime.name": RUNTIME,
-        "golem.runtime.version": shem.__version__,
+        "golem.runtime.version": VERSION,
         "golem.runtime.capabilities": ["start-entrypoint"],
         "golem.activity.caps.transfer.protocol": ["gftp"],
         "golem.activity.caps.transfer.report-progress": True,

@@ -133,10 +133,7 @@ class AgreementTerminatedEvent(Wire, tag_field="eventType", tag=True):
 
 
 AgreementOperationEvent = (
-    AgreementApprovedEvent
-    | AgreementRejectedEvent
-    | AgreementCancelledEvent
-    | AgreementTerminatedEvent
+    AgreementApprovedEvent | AgreementRejectedEvent | AgreementCancelledEvent | AgreementTerminatedEvent
 )
 
 

@@ -331,10 +331,14 @@ class World:
         http = await self._stack.enter_async_context(ApiClient(self.alice.url, self.alice.key))
         self.provider_http = await self._stack.enter_async_context(ApiClient(self.bob.url, self.bob.key))
         self.requestor = Requestor(http, self.alice, self.bob)
-        courier = await self._stack.enter_async_context(Courier(self.requestor.files, self.alice.id))
-        image = make_small_image(self.root / "image")
-        self.package = (await publish_image(image, courier)).package
+        self._courier = await self._stack.enter_async_context(Courier(self.requestor.files, self.alice.id))
+        self.package = await self.publish("image")
         return self
+
+    async def publish(self, name: str, **config: object) -> str:
+        """The package of a small image with ``config`` in its configuration."""
+        image = make_small_image(self.root / name, config)
+        return (await publish_image(image, self._courier)).package
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()

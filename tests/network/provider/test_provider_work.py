@@ -6,9 +6,12 @@ import asyncio
 import hashlib
 import io
 import json
+import os
+import signal
 import tarfile
 from collections.abc import AsyncIterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import pytest_asyncio
@@ -405,4 +408,90 @@ async def test_an_image_that_is_not_what_its_name_says(shop: World) -> None:
     (result,) = await rented.script({"deploy": {}})
     assert result.message is not None
     failed(result, "image_digest_mismatch")
+    await shop.requestor.end(rented)
+
+
+async def test_the_images_own_program_user_and_directory(shop: World) -> None:
+    package = await shop.publish(
+        "service",
+        Entrypoint=["/bin/sh", "-c"],
+        Cmd=["echo $GREETING > /tmp/started; exec sleep 5000"],
+        User="worker",
+        WorkingDir="/tmp",
+    )
+    rented = await shop.requestor.rent(package)
+    await rented.create()
+    results = await rented.script({"deploy": {}}, {"start": {"args": ["start-entrypoint"]}})
+    assert [result.result for result in results] == ["Ok", "Ok"]
+
+    async def started() -> bool:
+        return (await rented.shell("cat /tmp/started")).stdout == "hello\n"
+
+    await until(started)
+    assert (await rented.shell("id -u; pwd")).stdout == "1000\n/tmp\n", "what is run is not given to the entrypoint"
+    assert "sleep 5000" in str((await rented.run("/bin/ps")).stdout)
+    await shop.requestor.end(rented)
+
+
+async def test_start_without_a_program_in_the_image(shop: World) -> None:
+    rented = await shop.requestor.rent(shop.package)
+    await rented.create()
+    results = await rented.script({"deploy": {}}, {"start": {"args": ["start-entrypoint"]}})
+    failed(results[-1], "no_entrypoint")
+    await shop.requestor.end(rented)
+
+
+class Process(NamedTuple):
+    """A process of this machine: its number outside and inside its pid namespace (``world``)."""
+
+    pid: int
+    inner: int
+    world: str
+    command: bytes
+
+
+def processes() -> list[Process]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit():
+                status = (entry / "status").read_text()
+                inner = int(status.split("NSpid:")[1].split("\n")[0].split()[-1])
+                world = str((entry / "ns/pid").readlink())
+                found.append(Process(int(entry.name), inner, world, (entry / "cmdline").read_bytes()))
+        except OSError:
+            continue
+    return found
+
+
+async def test_a_sandbox_that_dies_ends_its_activity(shop: World) -> None:
+    rented = await (await shop.requestor.rent(shop.package)).open()
+    batch = await shop.requestor.activities.exec(rented.activity_id, [run("/bin/sleep", "31415")])
+
+    async def guest() -> int | None:
+        for process in processes():
+            if b"sleep\x0031415" in process.command:
+                (first,) = [other.pid for other in processes() if other.world == process.world and other.inner == 1]
+                return first
+        return None
+
+    os.kill(await until(guest), signal.SIGKILL)
+    failed((await rented.finish(batch))[-1], "sandbox_died")
+
+    async def over() -> bool:
+        return await rented.state() == "Terminated"
+
+    await until(over)
+    state = await shop.requestor.activities.state(rented.activity_id)
+    assert (state.reason, (state.error_message or "").partition(":")[0]) == ("SandboxDied", "sandbox_died")
+    again = Rental(shop.requestor, rented.agreement_id)
+    assert (await (await again.open()).run("/bin/true")).result == "Ok", "the agreement lives on"
+    await shop.requestor.end(again)
+
+
+@pytest.mark.slow
+async def test_output_without_end(shop: World) -> None:
+    rented = await (await shop.requestor.rent(shop.package)).open()
+    failed(await rented.run("/bin/yes", timeout_s=100), "output_limit")
+    assert (await rented.run("/bin/true")).result == "Ok"
     await shop.requestor.end(rented)

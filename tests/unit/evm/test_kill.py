@@ -92,7 +92,7 @@ async def test_the_chain_killed_under_a_payer(tmp_path: Path) -> None:
         await fund(first.rpc_url)
         port = int(first.rpc_url.rsplit(":", 1)[1])
         async with payer(database, first.rpc_url, 60) as process:
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.05)
             os.kill(first.pid, signal.SIGKILL)
             async with start_devchain(directory=directory, port=port, block_time_s=0.05) as second:
                 assert process.stdout is not None

@@ -13,9 +13,9 @@ import logging
 
 from shem.cogs.clock import Clock
 from shem.cogs.pulse import Pulses
-from shem.cogs.tasks import TaskScope
 from shem.errors import PeerFailed, Refused
 from shem.node.activity import protocol, store
+from shem.node.activity.background import Background
 from shem.node.activity.settings import Hooks, Settings
 from shem.node.db import Database
 from shem.terms.ids import NodeId
@@ -33,7 +33,7 @@ class Courier:
         clock: Clock,
         settings: Settings,
         hooks: Hooks,
-        scope: TaskScope,
+        background: Background,
         changed: Pulses[str],
     ) -> None:
         self._db = db
@@ -41,7 +41,7 @@ class Courier:
         self._clock = clock
         self._settings = settings
         self._hooks = hooks
-        self._scope = scope
+        self._background = background
         self._changed = changed
         self._running: dict[str, asyncio.Event] = {}
         self._waiters: dict[str, asyncio.Future[bool]] = {}
@@ -68,12 +68,14 @@ class Courier:
 
     def kick(self, activity_id: str) -> None:
         """There is something to say about this activity."""
+        if self._background.stopped:
+            return
         wake = self._running.get(activity_id)
         if wake is not None:
             wake.set()
             return
         self._running[activity_id] = asyncio.Event()
-        self._scope.start(self._run(activity_id), f"courier {activity_id[:8]}")
+        self._background.start(self._run(activity_id), f"courier {activity_id[:8]}")
 
     def terminate(self, activity_id: str, reason: str) -> None:
         """Over, as far as this side is concerned."""
@@ -184,6 +186,8 @@ class Courier:
 
     def _look_for(self, peer: NodeId) -> None:
         """Reach a node, or learn that it is away."""
+        if self._background.stopped:
+            return
         wake = self._absent.get(peer)
         if wake is not None:
             wake.set()
@@ -191,11 +195,11 @@ class Courier:
         if not store.of_peer(self._db.connection, peer):
             return
         self._absent[peer] = asyncio.Event()
-        self._scope.start(self._search(peer), f"look for {peer[:10]}")
+        self._background.start(self._search(peer), f"look for {peer[:10]}")
 
     async def _search(self, peer: NodeId) -> None:
         wake = self._absent[peer]
-        timer = self._scope.start(self._grace(peer), f"grace {peer[:10]}")
+        timer = self._background.start(self._grace(peer), f"grace {peer[:10]}")
         pause = self._settings.retry_first_s
         try:
             while store.of_peer(self._db.connection, peer):
@@ -213,7 +217,8 @@ class Courier:
                     pass
                 pause = min(self._settings.retry_last_s, pause * 2)
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
             self._absent.pop(peer, None)
 
     async def _grace(self, peer: NodeId) -> None:

@@ -18,9 +18,9 @@ import msgspec
 
 from shem.cogs.clock import Clock
 from shem.cogs.pulse import Pulses
-from shem.cogs.tasks import TaskScope
 from shem.errors import Conflict, Gone, NotAllowed, Refused
 from shem.node.activity import protocol, store
+from shem.node.activity.background import Background
 from shem.node.activity.events import Finished, StateChanged
 from shem.node.activity.intake import FAILED, Intake, Journal
 from shem.node.activity.lifecycle import State, check_step, may_step, parse_state
@@ -47,20 +47,20 @@ class Hosting:
         clock: Clock,
         settings: Settings,
         hooks: Hooks,
-        scope: TaskScope,
+        background: Background,
     ) -> None:
         self._db = db
         self._agreements = agreements
         self._clock = clock
         self._settings = settings
         self._hooks = hooks
-        self._scope = scope
+        self._background = background
         self._sessions: dict[str, UnitSession] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._deadlines: set[str] = set()  # ends that wait for the agent's word
         self._news: Pulses[str] = Pulses()  # keyed by the provider's node id
         self._newest_us = store.newest_provider_event_us(db.connection)
-        self.pusher = Pusher(db, peers, clock, settings, scope, on_unknown=self.end)
+        self.pusher = Pusher(db, peers, clock, settings, background, on_unknown=self.end)
         peers.serve(protocol.CREATE, self._create)
         peers.serve(protocol.EXEC, self._exec, max_request=protocol.MAX_EXEC_BYTES)
         peers.serve(protocol.DESTROY, self._destroy)
@@ -424,7 +424,9 @@ class Hosting:
     # patience
 
     def _watch(self, activity_id: str) -> None:
-        self._watches[activity_id] = self._scope.start(self._wait_for_unit(activity_id), f"unit {activity_id[:8]}")
+        task = self._background.start(self._wait_for_unit(activity_id), f"unit {activity_id[:8]}")
+        if task is not None:
+            self._watches[activity_id] = task
 
     async def _wait_for_unit(self, activity_id: str) -> None:
         grace = self._settings.unit_grace_s
@@ -437,7 +439,7 @@ class Hosting:
     def _arm_deadline(self, activity_id: str) -> None:
         if activity_id not in self._deadlines:
             self._deadlines.add(activity_id)
-            self._scope.start(self._wait_for_end(activity_id), f"end {activity_id[:8]}")
+            self._background.start(self._wait_for_end(activity_id), f"end {activity_id[:8]}")
 
     async def _wait_for_end(self, activity_id: str) -> None:
         try:

@@ -15,9 +15,9 @@ import logging
 from collections.abc import Callable
 
 from shem.cogs.clock import Clock
-from shem.cogs.tasks import TaskScope
 from shem.errors import Gone, NotAllowed, NotFound, PeerFailed, Refused
 from shem.node.activity import protocol, store
+from shem.node.activity.background import Background
 from shem.node.activity.settings import Settings
 from shem.node.db import Database
 from shem.terms.ids import NodeId
@@ -34,7 +34,7 @@ class Pusher:
         peers: protocol.Peers,
         clock: Clock,
         settings: Settings,
-        scope: TaskScope,
+        background: Background,
         *,
         on_unknown: Callable[[str], None],
     ) -> None:
@@ -43,7 +43,7 @@ class Pusher:
         self._peers = peers
         self._clock = clock
         self._settings = settings
-        self._scope = scope
+        self._background = background
         self._on_unknown = on_unknown
         self._running: dict[str, asyncio.Event] = {}  # set: look again now
         self._usage_due: set[str] = set()
@@ -52,12 +52,14 @@ class Pusher:
         """Something new is stored (``usage``: also, or only, newer counters)."""
         if usage:
             self._usage_due.add(activity_id)
+        if self._background.stopped:
+            return
         wake = self._running.get(activity_id)
         if wake is not None:
             wake.set()
             return
         self._running[activity_id] = asyncio.Event()
-        self._scope.start(self._push(activity_id), f"push {activity_id[:8]}")
+        self._background.start(self._push(activity_id), f"push {activity_id[:8]}")
 
     async def peer_connected(self, peer: NodeId) -> None:
         """A requestor's node is there: send it what it lacks."""

@@ -16,9 +16,9 @@ from typing import cast
 
 from shem.cogs.clock import Clock
 from shem.cogs.pulse import Pulses
-from shem.cogs.tasks import TaskScope
 from shem.errors import Conflict, Gone, NotAllowed, NotFound, PeerFailed, Refused
 from shem.node.activity import protocol, store
+from shem.node.activity.background import Background
 from shem.node.activity.courier import Courier
 from shem.node.activity.events import Finished
 from shem.node.activity.inbound import Inbound
@@ -52,7 +52,7 @@ class Renting:
         clock: Clock,
         settings: Settings,
         hooks: Hooks,
-        scope: TaskScope,
+        background: Background,
     ) -> None:
         self._db = db
         self._peers = peers
@@ -62,7 +62,7 @@ class Renting:
         self._hooks = hooks
         self._scripts: dict[str, Script] = {}
         self._changed: Pulses[str] = Pulses()  # keyed by activity id
-        self._courier = Courier(db, peers, clock, settings, hooks, scope, self._changed)
+        self._courier = Courier(db, peers, clock, settings, hooks, background, self._changed)
         Inbound(db, peers, clock, settings, hooks, self._changed, on_zombie=self._courier.kick)
 
     def start(self) -> None:

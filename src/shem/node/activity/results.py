@@ -196,6 +196,6 @@ def split_text(data: bytes) -> tuple[bytes, bytes]:
         byte = data[-back]
         if byte & 0xC0 == 0x80:  # a continuation: its character began earlier
             continue
-        needed = 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC0 else 1
+        needed = 1 if byte > 0xF4 else 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC2 else 1
         return (data[:-back], data[-back:]) if needed > back else (data, b"")
     return data, b""

@@ -10,9 +10,9 @@ import logging
 from datetime import timedelta
 
 from shem.cogs.clock import Clock
-from shem.cogs.tasks import TaskScope
 from shem.errors import NotAllowed, NotFound
 from shem.node.activity import store
+from shem.node.activity.background import Background
 from shem.node.activity.hosting import Hosting
 from shem.node.activity.lifecycle import Activity, Role
 from shem.node.activity.protocol import Peers
@@ -36,9 +36,9 @@ class Activities:
         self._clock = clock
         self._settings = settings or Settings()
         self._hooks = Hooks()
-        self._scope = TaskScope("activity")
+        self._background = Background()
         db.migrate(store.DOMAIN, store.SCRIPTS)
-        parts = (db, peers, market, clock, self._settings, self._hooks, self._scope)
+        parts = (db, peers, market, clock, self._settings, self._hooks, self._background)
         self.renting = Renting(*parts)
         self.hosting = Hosting(*parts)
         market.on_agreement(self._agreement_changed)
@@ -55,7 +55,7 @@ class Activities:
         """End background work; nothing is lost by it."""
         self.renting.stop()
         self.hosting.stop()
-        await self._scope.close()
+        await self._background.stop()
 
     def on_activity(self, handler: ActivityHandler) -> None:
         """``handler(activity, state)`` inside the transaction of every state change, New and Terminated included.

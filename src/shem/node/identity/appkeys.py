@@ -89,4 +89,5 @@ class AppKeys:
 
 
 def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
+    # a header may hold bytes that are no text: such a key is wrong, not a mistake of ours
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

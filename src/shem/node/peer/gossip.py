@@ -32,6 +32,8 @@ from shem.node.peer.records import (
 from shem.node.peer.transport import CloseCode
 from shem.terms.ids import NodeId, parse_node_id
 
+_BAD_RECORD: tuple[type[Exception], ...] = (*DECODE_ERRORS, Refused)
+
 FIND = "peer.find"
 ON_CONNECT = 256
 """Records told to a new peer."""
@@ -138,6 +140,6 @@ class Gossip:
             self._learn(None, signed)
         except (PeerFailed, TimeoutError):
             return
-        except (*DECODE_ERRORS, Refused) as error:
+        except _BAD_RECORD as error:
             self._board.counters["bad_records"] += 1
             link.close(CloseCode.VIOLATION, f"a bad record: {error}")

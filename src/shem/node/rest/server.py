@@ -200,7 +200,9 @@ def build_app(
         except web.HTTPException as error:
             if error.status < 400:
                 raise
-            return respond({"message": error.reason, "code": f"http_{error.status}"}, error.status)
+            answer = respond({"message": error.reason, "code": f"http_{error.status}"}, error.status)
+            answer.headers.update({name: text for name, text in error.headers.items() if name == "Allow"})
+            return answer
         except errors.ShemError as error:
             status = status_of(error)
             count_error(error.code)

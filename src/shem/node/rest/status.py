@@ -7,8 +7,8 @@ from typing import Any
 
 from aiohttp import web
 
-from shem import __version__
 from shem.node.rest.server import KEY_NAME, caller, respond
+from shem.version import VERSION
 
 COMPATIBLE_WITH = "0.16.0"
 """The version of the original daemon whose API this node speaks; clients refuse what they think is older than 0.15.2."""
@@ -24,7 +24,7 @@ def routes(facts: Callable[[], dict[str, Any]]) -> list[web.RouteDef]:
     async def version(request: web.Request) -> web.Response:
         current = {
             "version": COMPATIBLE_WITH,
-            "name": f"shem {__version__}",
+            "name": f"shem {VERSION}",
             "seen": True,
             "releaseTs": _BORN,
             "insertionTs": _BORN,

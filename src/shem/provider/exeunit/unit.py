@@ -174,7 +174,8 @@ class ExeUnit:
     async def _finish_current(self) -> None:
         self._waiting.clear()
         if self._current is not None:
-            self._interrupt(self._interruption or CommandFailed(CANCELLED, "the activity was destroyed"))
+            if self._interruption is None:  # else it is ending already, and a second blow could cost its last word
+                self._interrupt(CommandFailed(CANCELLED, "the activity was destroyed"))
             await asyncio.wait({self._current}, timeout=_LAST_RESULT_S)
 
     # batches
@@ -197,13 +198,14 @@ class ExeUnit:
             budget = OutputBudget()
             for index, (command, raw) in enumerate(commands):
                 await self._link.emit(batch.batch_id, index, Started(command=raw))
-                await self._run_command(batch.batch_id, index, command, raw, budget)
+                try:
+                    await self._run_command(batch.batch_id, index, command, raw, budget)
+                except (GuestBroken, SandboxFailed) as error:
+                    raise await self._explain(error) from error  # inside the outer try: it may be interrupted too
                 await self._link.emit(batch.batch_id, index, Finished(return_code=0))
         except asyncio.CancelledError:
             if self._interruption is not None:
                 await self._link.emit(batch.batch_id, index, _finished(self._interruption))
-        except (GuestBroken, SandboxFailed) as error:
-            await self._link.emit(batch.batch_id, index, _finished(await self._explain(error)))
         except ShemError as error:
             await self._link.emit(batch.batch_id, index, _finished(as_failure(error, "failed")))
 
