@@ -16,6 +16,7 @@ from types import TracebackType
 import msgspec
 from aiohttp import web
 
+from shem.cogs.decoding import DECODE_ERRORS
 from shem.cogs.tasks import TaskScope
 from shem.testing.devchain import places
 from shem.testing.devchain.chain import Chain, address_bytes
@@ -103,7 +104,7 @@ class DevChain:
     async def _serve(self, request: web.Request) -> web.Response:
         try:
             asked: object = msgspec.json.decode(await request.read())
-        except msgspec.MsgspecError:
+        except DECODE_ERRORS:
             answer: object = {
                 "jsonrpc": "2.0",
                 "id": None,
