@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,7 @@ BLOCK_TIME_S = 0.25
 GATHER_S = 0.002
 """A burst sent at once lands in one block; a lone transaction hardly notices."""
 MAX_REQUEST_BYTES = 4 << 20
+DECODE_RECURSION = 1000
 
 
 class DevChain:
@@ -103,7 +105,7 @@ class DevChain:
 
     async def _serve(self, request: web.Request) -> web.Response:
         try:
-            asked: object = msgspec.json.decode(await request.read())
+            asked = _decode(await request.read())
         except DECODE_ERRORS:
             answer: object = {
                 "jsonrpc": "2.0",
@@ -133,3 +135,15 @@ class DevChain:
             except TimeoutError:
                 self.chain.mine(limit=0)
                 last = loop.time()
+
+
+def _decode(body: bytes) -> object:
+    """py-evm lets recursion go deeper than the C stack reaches, where brackets without end would kill the process:
+    while a caller's bytes are decoded, Python's own limit holds."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(min(limit, DECODE_RECURSION))
+    try:
+        decoded: object = msgspec.json.decode(body)
+    finally:
+        sys.setrecursionlimit(limit)
+    return decoded
