@@ -2,10 +2,11 @@
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from shem import errors
+from shem.cogs.decoding import DECODE_ERRORS
 from shem.node.peer.remote_errors import INTERNAL, PeerRefused, pack_error, unpack_error
 
 FAMILIES = [
@@ -63,8 +64,10 @@ def test_a_peers_words_are_tamed() -> None:
 
 
 @given(st.binary(max_size=100))
+@example(b"\x94\xa1\xff\xa1x\xa1y\xa1z")
+@example(b"\x91" * 5000)
 def test_garbage_is_seen(garbage: bytes) -> None:
     try:
         assert isinstance(unpack_error(garbage), PeerRefused)
-    except msgspec.MsgspecError:
+    except DECODE_ERRORS:
         pass

@@ -127,19 +127,27 @@ class Gossip:
         return msgspec.msgpack.encode(known[1])
 
     async def ask(self, node_id: NodeId) -> None:
-        """Ask some peers where a node is; what they know is in the book afterwards."""
+        """Ask some peers where a node is, until one has news; the book has it afterwards."""
         links = self._links.live()
         chosen = random.sample(links, min(ASKED, len(links)))
-        await asyncio.gather(*(self._ask_one(link, node_id) for link in chosen))
+        async with asyncio.TaskGroup() as group:
+            asked = {group.create_task(self._ask_one(link, node_id)) for link in chosen}
+            while asked:
+                answered, asked = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+                if any(task.result() for task in answered):
+                    break
+            for task in asked:
+                task.cancel()
 
-    async def _ask_one(self, link: Link, node_id: NodeId) -> None:
+    async def _ask_one(self, link: Link, node_id: NodeId) -> bool:
         try:
             signed = _one_decoder.decode(await link.call(FIND, node_id.encode(), ASK_S))
             if read_record(signed).node_id != node_id:
                 raise BadRecord("the record of another node")
-            self._learn(None, signed)
+            return self._learn(None, signed)
         except (PeerFailed, TimeoutError):
-            return
+            return False
         except _BAD_RECORD as error:
             self._board.counters["bad_records"] += 1
             link.close(CloseCode.VIOLATION, f"a bad record: {error}")
+            return False

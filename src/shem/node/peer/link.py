@@ -289,18 +289,23 @@ class Link:
             raise Violation(f"a frame of unknown kind {kind}")
 
     def _answered(self, kind: int, frame_id: int, body: bytes) -> None:
-        answer = self._pending.pop(frame_id, None)
-        if answer is None or answer.done():
+        answer = self._pending.get(frame_id)
+        if answer is None:
             return  # its caller gave up before
-        if kind == Kind.ANSWER:
-            answer.set_result(body)
+        error = None
+        if kind == Kind.ERROR:
+            try:
+                error = unpack_error(body)
+            except DECODE_ERRORS:
+                raise Violation("an error that cannot be read") from None  # its caller learns that the link ended
+            self._board.counters["refused_by_peer"] += 1
+        del self._pending[frame_id]
+        if answer.done():
             return
-        try:
-            error = unpack_error(body)
-        except DECODE_ERRORS:
-            raise Violation("an error that cannot be read") from None
-        self._board.counters["refused_by_peer"] += 1
-        answer.set_exception(error)
+        if error is None:
+            answer.set_result(body)
+        else:
+            answer.set_exception(error)
 
     def _asked(self, frame_id: int, body: bytes) -> None:
         method, payload = unpack_request(body)

@@ -97,7 +97,7 @@ def pack_error(error: BaseException) -> bytes | None:
 
 
 def unpack_error(body: bytes) -> PeerRefused:
-    """The peer's error, ready to raise. Raises :class:`msgspec.ValidationError` or ``DecodeError`` for garbage."""
+    """The peer's error, ready to raise. Raises one of ``cogs.decoding.DECODE_ERRORS`` for garbage."""
     told = _decoder.decode(body)
     rebuilt = _BY_NAME.get(told.family, PeerRefused)
     return rebuilt(_tame(told.message, MAX_TEXT), code=_tame(told.code, MAX_CODE), hint=_tame(told.hint, MAX_TEXT))
