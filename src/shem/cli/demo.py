@@ -9,12 +9,14 @@ import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from shem.errors import ShemError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PROGRAM = Path("render") / "render.py"
 
@@ -34,6 +36,8 @@ def demo(
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
 ) -> None:
     """Bring a network up, rent its providers, render an animation in a docker image, pay for it."""
+    from rich.console import Console
+
     told = asyncio.run(_demo(out.resolve(), providers, driver, Console(stderr=True, quiet=as_json)))
     if as_json:
         print(json.dumps(told))

@@ -12,6 +12,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ import aiohttp
 
 from shem.cogs.process import Child, start_child
 from shem.errors import ShemError
+from shem.testing.devchain import places
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +78,8 @@ class Devnet:
     ) -> None:
         self.root = root
         self.chain_url = ""
-        self.chain_id = 0
-        self.token = ""
+        self.chain_id = places.CHAIN_ID
+        self.token = places.TOKEN_ADDRESS
         self.requestor = DevNode("requestor", root / "requestor")
         self.providers = [DevNode(f"provider-{n}", root / f"provider-{n}") for n in range(1, providers + 1)]
         self._with_chain = chain
@@ -91,9 +93,12 @@ class Devnet:
     async def __aenter__(self) -> Devnet:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            if self._with_chain:
-                await self.start_chain()
-            await self.start_node(self.requestor)
+            async with asyncio.TaskGroup() as group:
+                if self._with_chain:
+                    # its address is settled beforehand, so that nodes need not wait for it: they take a chain as it comes
+                    self.chain_url = f"http://127.0.0.1:{_free_port()}"
+                    group.create_task(self.start_chain())
+                group.create_task(self.start_node(self.requestor))
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._fund([self.requestor]))
                 for provider in self.providers:
@@ -210,6 +215,13 @@ class Devnet:
         if "error" in told:
             raise DevnetFailed(f"the chain refused {method}: {told['error'].get('message')}")
         return told.get("result")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def wipe(root: Path) -> None:
