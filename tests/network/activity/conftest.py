@@ -177,9 +177,7 @@ class Unit:
             self.become("Ready")
             return 0
         if "transfer" in command:
-            await self.link.emit(
-                batch_id, index, Progress(step=(0, 1), message="half", progress=(5, 10), unit="Bytes")
-            )
+            await self.link.emit(batch_id, index, Progress(step=(0, 1), message="half", progress=(5, 10), unit="Bytes"))
             return 0
         if "terminate" in command:
             self.become("Initialized")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Awaitable, Callable
+from types import TracebackType
 from typing import Annotated, Protocol, TypeVar
 
 import msgspec
@@ -34,7 +35,9 @@ class Bulk(Protocol):
 
     async def __aenter__(self) -> Bulk: ...
 
-    async def __aexit__(self, kind: object, error: object, trace: object, /) -> None: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
     async def write(self, data: bytes) -> None: ...
 
