@@ -17,15 +17,15 @@ fi
 
 if [ ! -x .venv/bin/python ]; then
   rm -rf .venv
-  if ! "$python" -m venv .venv 2>/tmp/shem-venv.log; then
+  if ! said=$("$python" -m venv .venv 2>&1); then
     rm -rf .venv
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
       echo "installing python3-venv …" >&2
       apt-get update -qq
-      DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv >/dev/null
+      DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv >/dev/null 2>&1
       "$python" -m venv .venv
     else
-      cat /tmp/shem-venv.log >&2
+      echo "$said" >&2
       echo "Python's venv module does not work here: install it (Debian: apt-get install python3-venv) and run make again." >&2
       exit 1
     fi

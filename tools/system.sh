@@ -4,7 +4,7 @@
 set -euo pipefail
 
 # command → Debian package
-declare -A wanted=([runc]=runc [mkfs.ext4]=e2fsprogs [mmdebstrap]=mmdebstrap [busybox]=busybox-static)
+declare -A wanted=([runc]=runc [mkfs.ext4]=e2fsprogs [busybox]=busybox-static)
 missing=()
 for tool in "${!wanted[@]}"; do
   command -v "$tool" >/dev/null || [ -x "/usr/sbin/$tool" ] || [ -x "/sbin/$tool" ] || missing+=("${wanted[$tool]}")
@@ -13,7 +13,8 @@ done
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
   echo "installing ${missing[*]} …" >&2
   apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null 2>&1 \
+    || { echo "apt-get could not install ${missing[*]}" >&2; exit 1; }
 else
-  echo "Some things are missing that only root can install; without them the demo may have to build no image: apt-get install ${missing[*]}" >&2
+  echo "Without root these are missing; hard limits and some tests need them: apt-get install ${missing[*]}" >&2
 fi

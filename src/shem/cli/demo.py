@@ -90,7 +90,7 @@ async def _run_program(env: dict[str, str], image: Path, out: Path, *, quiet: bo
         str(examples() / PROGRAM),
         str(image),
         str(out),
-        env={**os.environ, **env, "SHEM_REPORT": str(report)},
+        env={**os.environ, **env, "SHEM_REPORT": str(report), "SHEM_PROGRESS": "auto" if quiet else "always"},
         stdout=sys.stderr,
         stderr=asyncio.subprocess.PIPE if quiet else None,
     )

@@ -95,7 +95,9 @@ class Golem:
         if listener is not None:
             self._listeners.append(listener)
         self._display: ProgressDisplay | None = None
-        if progress if progress is not None else sys.stderr.isatty():
+        if progress is None:
+            progress = sys.stderr.isatty() or os.environ.get("SHEM_PROGRESS") == "always"
+        if progress:
             self._display = ProgressDisplay(self._report)
             self._listeners.append(self._display)
         self._stack = AsyncExitStack()

@@ -118,3 +118,22 @@ def test_processes_that_start_together_agree(tmp_path: Path) -> None:
     racers = [start() for _ in range(3)]
     found = {racer.communicate("go\n", timeout=30)[0].strip() for racer in racers}
     assert found == {Identity.open_or_create(tmp_path / "keys").node_id}
+
+
+def test_reading_another_wallets_file_leaves_the_recursion_limit_where_it_was() -> None:
+    """The library that reads it raises the limit past what the C stack carries, and nesting from a peer would crash us."""
+    program = (
+        "import sys; from shem.node.identity.keystore import decrypt; before = sys.getrecursionlimit()\n"
+        "try: decrypt(sys.stdin.buffer.read(), 'pw')\n"
+        "finally: assert sys.getrecursionlimit() == before, sys.getrecursionlimit()"
+    )
+    theirs = json.dumps(Account.encrypt(bytes(range(1, 33)), "pw", kdf="pbkdf2", iterations=1000)).encode()
+    done = subprocess.run([sys.executable, "-c", program], input=theirs, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+def test_a_file_that_asks_for_endless_work_is_refused() -> None:
+    theirs = Account.encrypt(bytes(range(1, 33)), "pw", kdf="scrypt", iterations=2)
+    theirs["crypto"]["kdfparams"]["n"] = 1 << 40
+    with pytest.raises(KeystoreUnusable):
+        decrypt(json.dumps(theirs).encode(), "pw")

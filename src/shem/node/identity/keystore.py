@@ -16,6 +16,7 @@ import json
 import os
 import secrets
 import stat
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,12 @@ def _open(content: dict[str, Any], passphrase: str) -> bytes:
     if (crypto["kdf"], crypto["cipher"]) != ("scrypt", "aes-128-ctr"):
         # Another wallet's file. The library takes 0.4 s to import (it brings pairings along), which a node whose own file
         # is of the usual kind should not pay at each start.
-        import eth_keyfile
+        limit = sys.getrecursionlimit()
+        try:
+            import eth_keyfile
+        finally:
+            # Its import raises the limit beyond what the C stack carries: hostile nesting would then crash the process.
+            sys.setrecursionlimit(limit)
 
         return bytes(eth_keyfile.decode_keyfile_json(content, passphrase.encode()))
     given = crypto["kdfparams"]
