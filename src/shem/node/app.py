@@ -42,7 +42,7 @@ from shem.node.rest import files as rest_files
 from shem.node.rest import market as rest_market
 from shem.node.rest import payment as rest_payment
 from shem.node.rest import status as rest_status
-from shem.node.rest.server import build_app
+from shem.node.rest.server import build_app, http_log
 from shem.version import VERSION
 
 log = logging.getLogger(__name__)
@@ -117,6 +117,7 @@ class Node:
         runner = web.AppRunner(
             self.rest,
             access_log=None,
+            logger=http_log,
             handler_cancellation=True,
             shutdown_timeout=SHUTDOWN_S,
         )

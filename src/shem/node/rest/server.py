@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TypeVar
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from shem import errors
 from shem.cogs.decoding import DECODE_ERRORS
@@ -24,11 +26,31 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+
+class _CallersMistakes(logging.Filter):
+    """Bytes that are no HTTP are the caller's mistake. The library would log each as an error of ours, with a traceback
+    and the caller's own words, which may hold a key."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError):
+            log.debug("a request that is no HTTP: %s", type(error).__name__)
+            return False
+        return True
+
+
+http_log = logging.getLogger(f"{__name__}.http")
+"""For the library's server: pass it to the runner of the application."""
+http_log.addFilter(_CallersMistakes())
+
 MAX_BODY_BYTES = 8 << 20
 """The largest JSON body a caller may send; streamed uploads have their own limits."""
 MAX_POLL_S = 60.0
 """``MAX_REST_TIMEOUT`` of the original daemon: longer polls are shortened to it."""
 DEFAULT_POLL_S = 5.0
+_SECONDS = re.compile(r"\+?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[iI]nf(?:inity)?")
+_FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+_WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
 
 _STATUS: list[tuple[type[BaseException], int]] = [
     (errors.NotAuthenticated, 401),
@@ -65,18 +87,37 @@ def caller(request: web.Request) -> str:
 
 async def read_json(request: web.Request, shape: type[T]) -> T:
     """The body as ``shape``. Raises :class:`~shem.errors.Refused` (``bad_json``) with the place that is wrong."""
+    _check_length(request)
     try:
-        return msgspec.json.decode(await request.read(), type=shape)
+        found = msgspec.json.decode(await request.read(), type=shape)
     except DECODE_ERRORS as error:
         raise errors.Refused(f"the body is not what this call takes: {error}", code="bad_json") from None
+    _check_times(found)
+    return found
 
 
 async def read_json_or(request: web.Request, shape: type[T], default: T) -> T:
     """Like :func:`read_json`; an empty body or ``null`` gives ``default``."""
+    _check_length(request)
     body = await request.read()
     if not body.strip() or body.strip() == b"null":
         return default
     return await read_json(request, shape)
+
+
+def _check_length(request: web.Request) -> None:
+    """Say no before the caller has sent it all; what has no length is cut off at the same limit while it is read."""
+    if (request.content_length or 0) > MAX_BODY_BYTES:
+        raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, request.content_length or 0)
+
+
+def _check_times(body: object) -> None:
+    """A time outside of these has no counterpart in UTC, or in microseconds since 1970: it could be stored and never be
+    read again."""
+    for name in getattr(body, "__struct_fields__", ()):
+        moment = getattr(body, name)
+        if isinstance(moment, datetime) and not _FIRST <= moment <= _LAST:
+            raise errors.Refused(f"{name} lies outside of the years 1970 to 9999 (UTC)", code="bad_json")
 
 
 def query_seconds(request: web.Request, name: str = "timeout", default: float = DEFAULT_POLL_S) -> float:
@@ -84,10 +125,8 @@ def query_seconds(request: web.Request, name: str = "timeout", default: float = 
     text = request.query.get(name)
     if text is None:
         return default
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = float("nan")
+    # float() alone would also take underscores, blanks and the digits of other scripts
+    seconds = float(text) if _SECONDS.fullmatch(text) else float("nan")
     if not seconds >= 0:
         raise errors.Refused(f"{name} must be a number of seconds, not {text!r}", code="bad_query")
     return min(seconds, MAX_POLL_S)
@@ -98,10 +137,7 @@ def query_int(request: web.Request, name: str, default: int, *, low: int, high: 
     text = request.query.get(name)
     if text is None:
         return default
-    try:
-        number = int(text)
-    except ValueError:
-        number = low - 1
+    number = int(text) if _WHOLE.fullmatch(text) else low - 1
     if not low <= number <= high:
         raise errors.Refused(f"{name} must be a whole number from {low} to {high}, not {text!r}", code="bad_query")
     return number
