@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
 import sysconfig
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,16 +22,22 @@ _BECOME = (
 )
 
 
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """A place of that user; pytest's own directories are closed to others."""
+    directory = Path(tempfile.mkdtemp(prefix="shem-user-"))
+    if os.geteuid() == 0:
+        os.chown(directory, USER, USER)
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 @pytest.mark.root
 @pytest.mark.slow
-async def test_the_suite_as_a_user(tmp_path_factory) -> None:
+async def test_the_suite_as_a_user(base) -> None:
     """Python itself may live below a private home, so it is mounted where the user can see it."""
     if os.geteuid() != 0:
         pytest.skip("the suite runs as a user anyhow")
-    base = tmp_path_factory.mktemp("user")
-    os.chown(base, USER, USER)
-    for parent in base.parents[:2]:
-        parent.chmod(parent.stat().st_mode | 0o011)
     packages = sysconfig.get_paths()["purelib"]
     python = Path("/mnt") / Path(sys.executable).resolve().relative_to(Path(sys.base_prefix).resolve())
     environment = {

@@ -154,13 +154,20 @@ class Channel:
 
     async def open(self, sock: socket.socket, hello_timeout_s: float) -> None:
         """Take the socket over and wait for the agent to say hello. Raises :class:`GuestBroken`."""
-        reader, self._writer = await asyncio.open_connection(sock=sock, limit=1 << 18)
+        try:
+            reader, self._writer = await asyncio.open_connection(sock=sock, limit=1 << 18)
+        except BaseException:
+            sock.close()
+            raise
         self._scope.start(self._read(reader), "read")
         try:
             async with asyncio.timeout(hello_timeout_s):
                 await self._greeted
         except TimeoutError:
             self.fail(GuestBroken(f"The guest agent did not say hello within {hello_timeout_s:g} s"))
+        except BaseException:
+            self.fail(GuestBroken("The sandbox was closed", code="closed"))
+            raise
         if self._error is not None:
             await self.close()
             raise self._error

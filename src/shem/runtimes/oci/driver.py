@@ -30,7 +30,7 @@ from shem.runtimes.oci.config import configuration
 from shem.runtimes.oci.runtime import KNOWN, Runtime, find_runtime
 
 STATES = RUN / "oci"
-FILES = ("config.json", "runtime.log", "pid", "disk.img", "disk")
+FILES = ("config.json", "runtime.log", "pid", ".pid", "disk.img", "disk")
 """What this driver makes in a sandbox's directory."""
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from shem.runtimes.base import SandboxFailed
 from shem.runtimes.host import cgroups
-from shem.runtimes.host.process import kill_and_wait
+from shem.runtimes.host.process import kill_and_wait, remove_tree
 
 KNOWN = ("runc", "crun")
 CALL_TIMEOUT_S = 60.0
@@ -53,7 +53,10 @@ class Runtime:
 
     async def delete(self, container: str) -> None:
         """Remove what the runtime knows and holds of a container; fine when it knows nothing."""
-        await self._call(["delete", "--force", container], asyncio.subprocess.DEVNULL)
+        try:
+            await self._call(["delete", "--force", container], asyncio.subprocess.DEVNULL)
+        finally:
+            remove_tree(self._root / container)  # a start that was cut off leaves a state that it cannot read
 
     async def _call(self, arguments: list[str], channel: int) -> int:
         process = await asyncio.create_subprocess_exec(
