@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -20,7 +19,7 @@ from shem.client.activity import ActivityApi, ProviderActivityApi
 from shem.client.exeunit import ExeUnitLink
 from shem.client.http import ApiClient
 from shem.cogs.clock import SystemClock
-from shem.errors import NotFound
+from shem.errors import NotFound, ShemError
 from shem.node.activity.service import Activities
 from shem.node.activity.settings import Settings
 from shem.node.db import Database
@@ -100,10 +99,9 @@ class Node:
         )
         self.runner = web.AppRunner(app, shutdown_timeout=0.02)
         await self.runner.setup()
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", self.port))
-            self.port = listener.getsockname()[1]
-        await web.TCPSite(self.runner, "127.0.0.1", self.port).start()
+        site = web.TCPSite(self.runner, "127.0.0.1", self.port, reuse_address=True)
+        await site.start()
+        self.port = self.runner.addresses[0][1]
 
     async def stop(self) -> None:
         await self.activities.stop()
@@ -238,7 +236,7 @@ class Provider:
         while True:
             try:
                 events = await self.api.events(after=after, timeout_s=5)
-            except Exception:  # the node is being restarted
+            except ShemError:  # the node is being restarted
                 await asyncio.sleep(0.02)
                 continue
             for event in events:
@@ -309,7 +307,7 @@ async def pair(tmp_path: Path, settings: Settings) -> AsyncIterator[Pair]:
     await bob.start()
     alice.bootstraps = [bob.peers.address()]
     await alice.start()
-    await until(lambda: alice.peers.connected())
+    await until(alice.peers.connected)
     bob.bootstraps = [alice.peers.address()]
     async with alice.http() as ours, bob.http() as theirs, asyncio.TaskGroup() as tasks:
         provider = Provider(bob, theirs, tasks)

@@ -332,7 +332,7 @@ class Hosting:
             if row is None or row["peer"] != peer:
                 unknown.append(have.activity_id)
                 continue
-            if row["acked_no"] < have.no <= row["last_no"]:
+            if row["acked_no"] < have.no <= row["sent_no"]:
                 with self._db.transaction() as connection:
                     store.acknowledge(connection, have.activity_id, have.no)
             self.pusher.kick(have.activity_id, usage=True)

@@ -107,6 +107,10 @@ class Pusher:
         if row["usage"] is not None:
             usage = protocol.Usage(tuple(json.loads(row["usage"])), row["usage_at"])
         self._usage_due.discard(activity_id)
+        if events and events[-1].no > row["sent_no"]:
+            # Syncs everything up to here: a number that has left never comes to mean something else.
+            with self._db.transaction(durable=True) as write:
+                write.execute("update hosted set sent_no = ? where activity_id = ?", (events[-1].no, activity_id))
         try:
             answer = await self._peers.call(
                 NodeId(row["peer"]),
@@ -129,13 +133,10 @@ class Pusher:
 
     def _acknowledged(self, activity_id: str, before: int, no: int) -> None:
         with self._db.transaction() as connection:
-            row = store.get(connection, "Provider", activity_id)
-            if no < before:
-                raise PeerFailed(f"the requestor's node has lost what it had confirmed ({before})", code="bad_answer")
-            if no > row["last_no"]:
-                store.renumber(connection, activity_id, no)
-            else:
-                store.acknowledge(connection, activity_id, no)
+            sent = store.get(connection, "Provider", activity_id)["sent_no"]
+            if not before <= no <= sent:
+                raise PeerFailed(f"the requestor's node claims events up to {no}; it can have {before} to {sent}")
+            store.acknowledge(connection, activity_id, no)
 
     def _too_late(self, activity_id: str) -> bool:
         row = store.find(self._db.connection, "Provider", activity_id)

@@ -41,6 +41,7 @@ create table hosted (
     unit_id text not null default '',
     unit_seq integer not null default 0,    -- the highest report stored from that unit
     last_no integer not null default 0,
+    sent_no integer not null default 0,     -- the highest that may have left this node
     acked_no integer not null default 0     -- the requestor's node has everything up to here
 );
 create index hosted_by_agreement on hosted (agreement_id);
@@ -310,18 +311,6 @@ def acknowledge(connection: sqlite3.Connection, activity_id: str, no: int) -> No
     """The requestor's node has everything up to ``no`` for good: forget it here."""
     connection.execute("delete from hosted_event where activity_id = ? and no <= ?", (activity_id, no))
     connection.execute("update hosted set acked_no = max(acked_no, ?) where activity_id = ?", (no, activity_id))
-
-
-def renumber(connection: sqlite3.Connection, activity_id: str, no: int) -> None:
-    """The requestor's node has events up to ``no``, more than this node remembers having made (it lost its last moments
-    with the power): what waits here goes behind them."""
-    row = get(connection, "Provider", activity_id)
-    shift = no - row["acked_no"]
-    connection.execute("update hosted_event set no = -(no + ?) where activity_id = ?", (shift, activity_id))
-    connection.execute("update hosted_event set no = -no where activity_id = ?", (activity_id,))
-    connection.execute(
-        "update hosted set acked_no = ?, last_no = last_no + ? where activity_id = ?", (no, shift, activity_id)
-    )
 
 
 def unpushed(connection: sqlite3.Connection) -> list[str]:
