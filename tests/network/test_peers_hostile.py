@@ -8,9 +8,11 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from shem.cogs.clock import ManualClock, SystemClock
 from shem.node.identity.keys import Identity
+from shem.node.identity.keystore import new_secret
 from shem.node.peer.frames import HEADER, Kind, pack, pack_request
 from shem.node.peer.hello import Hello, read_hello, send_hello
 from shem.node.peer.iroh import iroh_transport
@@ -452,6 +454,8 @@ async def test_a_record_that_points_at_somebody_else(street: Street) -> None:
     claim = SignedRecord(payload, carol.sign(RECORD_PURPOSE, payload))
     await mallory.control.write(pack(Kind.RECORDS, 0, msgspec.msgpack.encode([claim])))
     await until(lambda: alice.known() == 3)
+    mallory.connection.close(0, "")
+    await until(lambda: alice.connected() == [bob.node_id])
     with pytest.raises(PeerUnreachable):
         await alice.call(carol.node_id, "t.echo", b"")
     assert await alice.call(bob.node_id, "t.echo", b"there") == b"there"
@@ -545,3 +549,69 @@ async def test_our_own_standstill_is_nobodys_death(quiet_street: Street) -> None
     assert link.live
     await clock.advance(6)
     assert not link.live
+
+
+# --- one connection per pair ----------------------------------------------------------------------------------------
+
+
+async def _answer_pings(control: Stream) -> None:
+    with contextlib.suppress(TransportLost):
+        while data := await control.read(65536):
+            if HEADER.pack(0, Kind.PING, 0) in data:
+                await control.write(pack(Kind.PONG, 0))
+
+
+async def test_a_second_connection_beside_a_living_one_is_a_duplicate(street: Street) -> None:
+    alice = await street.node()
+    mallory = await street.mallory()
+    await mallory.enter(alice)
+    first = mallory.control
+    async with asyncio.TaskGroup() as group:
+        answering = group.create_task(_answer_pings(first))
+        await mallory.knock(alice)
+        await send_hello(mallory.control, mallory.hello())
+        assert await mallory.thrown_out() == CloseCode.DUPLICATE
+        answering.cancel()
+    assert alice.counters["connected"] == 1
+
+
+async def test_a_second_connection_replaces_a_dead_one(street: Street) -> None:
+    alice, told = await street.node(), []
+
+    async def came(_peer: NodeId) -> None:
+        told.append("came")
+
+    alice.on_connected(came)
+    alice.on_disconnected(lambda _peer: told.append("went"))
+    mallory = await street.mallory()
+    await mallory.enter(alice)
+    first, _control = mallory.connection, mallory.control  # both kept: dropping a stream ends it
+    await mallory.enter(alice)  # the first does not answer pings
+    await until(lambda: told == ["came", "went", "came"])
+    with pytest.raises(TransportLost) as replaced:
+        await first.accept_stream()
+    assert replaced.value.close_code == CloseCode.REPLACED
+
+
+class _Rotated(Identity):
+    """The same node id with another transport key."""
+
+    def __init__(self, secret: bytes) -> None:
+        super().__init__(secret)
+        self._transport = Ed25519PrivateKey.generate()
+        self._transport_seed = self._transport.private_bytes_raw()
+        self.transport_id = self._transport.public_key().public_bytes_raw()
+
+
+async def test_a_replaced_transport_key_is_worth_nothing(street: Street) -> None:
+    alice = await street.node()
+    secret = new_secret()
+    stolen, fresh = await street.mallory(_Rotated(secret)), await street.mallory(_Rotated(secret))
+    old_hello = stolen.hello()
+    await asyncio.sleep(0.002)  # sequence numbers are milliseconds
+    await fresh.enter(alice)
+    fresh.connection.close(0, "")
+    await until(lambda: not alice.connected())
+    await stolen.knock(alice)
+    await send_hello(stolen.control, old_hello)
+    assert await stolen.thrown_out() == CloseCode.BAD_HELLO
