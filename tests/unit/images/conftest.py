@@ -117,6 +117,8 @@ class FakeRegistry:
         """By digest: break the connection after so many bytes, once."""
         self.twist: Callable[[web.Request], web.StreamResponse | None] = lambda _: None
         self.gate: asyncio.Event | None = None
+        self.gated = ""
+        """By digest: the blob that waits for the gate."""
         self.host = ""
 
     def add(self, image: Image, *names: str) -> str:
@@ -144,7 +146,7 @@ class FakeRegistry:
         if kind == "manifests" and reference in self.manifests:
             return web.Response(body=self.manifests[reference], content_type=MANIFEST)
         if kind == "blobs" and reference in self.blobs:
-            if self.gate is not None:
+            if self.gate is not None and reference == self.gated:
                 await self.gate.wait()
             return await self.blob(request, reference)
         return web.Response(status=404)

@@ -1,6 +1,8 @@
 """What the store asks of its worker processes, and what they answer: JSON lines over a pipe, see :mod:`.worker`.
 
-A layer is made in a directory that holds the tree (``fs``) and its record (``layer.json``).
+A layer is made in a directory that holds the tree (``fs``), its record (``layer.json``), and later a mark (``settled``).
+Waiting for the disk would make every pull slower, at times by much: it happens some time afterwards, and then the layer is
+marked. A layer without the mark is good as long as the kernel that made it has not stopped.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from shem.runtimes.images.extract import Unpacked
 
 TREE = "fs"
 RECORD = "layer.json"
+SETTLED = "settled"
 MAX_LINE = 1 << 20
 
 
@@ -45,7 +48,13 @@ class RemoveJob(msgspec.Struct, frozen=True, kw_only=True, tag="remove"):
     directory: str
 
 
-Job = UnpackJob | PatchJob | RemoveJob
+class SettleJob(msgspec.Struct, frozen=True, kw_only=True, tag="settle"):
+    """Wait until these layers are on the disk, then mark them so."""
+
+    directories: list[str]
+
+
+Job = UnpackJob | PatchJob | RemoveJob | SettleJob
 
 
 class Working(msgspec.Struct, frozen=True, tag="working"):
@@ -71,12 +80,29 @@ Answer = Working | Done | Failed
 
 
 class LayerRecord(msgspec.Struct, kw_only=True):
-    """``layer.json``. ``name`` is the full identity of the layer: the digest of its tar, or of what a patch is made of."""
+    """``layer.json``. ``name`` is the full identity of the layer: the digest of its tar, or of what a patch is made of.
+    ``boot`` names the run of the kernel that made it, see :func:`is_safe`."""
 
     name: str
+    boot: str
     report: Unpacked
 
 
 def read_record(directory: Path) -> LayerRecord:
     """Raises :class:`OSError`, :class:`msgspec.MsgspecError`."""
     return msgspec.json.decode((directory / RECORD).read_bytes(), type=LayerRecord)
+
+
+def this_boot() -> str:
+    """Names the present run of the kernel."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def is_safe(directory: Path) -> bool:
+    """Whether a layer is what was written: a power failure may have come between."""
+    if (directory / SETTLED).exists():
+        return True
+    try:
+        return read_record(directory).boot == this_boot()
+    except (OSError, msgspec.MsgspecError):
+        return False

@@ -1,7 +1,7 @@
 """The unpacked layers on disk, each made once.
 
-A layer is made in ``tmp`` and renamed into ``layers`` when it is whole, verified and on the disk. Two that want the same
-layer at the same time wait for one another, whichever image they want it for.
+A layer is made in ``tmp`` and renamed into ``layers`` when it is whole and verified. Two that want the same layer at the
+same time wait for one another, whichever image they want it for.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import hashlib
 import uuid
-from collections.abc import AsyncIterator, Callable, Container, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -20,7 +21,17 @@ from shem.cogs.tasks import TaskScope
 from shem.errors import ShemError
 from shem.runtimes.images.download import download
 from shem.runtimes.images.errors import ImageStoreFailed
-from shem.runtimes.images.jobs import TREE, LayerRecord, PatchJob, RemoveJob, UnpackJob, read_record
+from shem.runtimes.images.jobs import (
+    SETTLED,
+    TREE,
+    LayerRecord,
+    PatchJob,
+    RemoveJob,
+    SettleJob,
+    UnpackJob,
+    is_safe,
+    read_record,
+)
 from shem.runtimes.images.sources import Source
 from shem.runtimes.images.unpacker import Unpacker
 
@@ -44,6 +55,7 @@ class LayerLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_bytes: int
     max_files: int
     backoff_s: float
+    settle_s: float
 
 
 class Layers:
@@ -56,13 +68,20 @@ class Layers:
         self._unpacker = Unpacker(workers)
         self._downloads = asyncio.Semaphore(_DOWNLOADS)
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._unsettled: set[Path] = set()
+        self._settling: asyncio.Task[None] | None = None
 
     def open(self) -> None:
-        """Make the directories, and delete what a crash left."""
+        """Make the directories, and delete what a crash or a power failure left."""
         for directory in (self._layers, self._tmp):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for entry in list(self._tmp.iterdir()):
             self._discard(entry)
+        for entry in list(self._layers.iterdir()):
+            if not is_safe(entry):
+                self._drop(entry)
+            elif not (entry / SETTLED).exists():
+                self._settle_later(entry)
 
     async def close(self) -> None:
         """Let go of the worker processes; ``scope`` must be closed before."""
@@ -80,9 +99,7 @@ class Layers:
         """Delete all others: gone from ``layers`` when this returns, from the disk a little later."""
         for entry in list(self._layers.iterdir()):
             if entry.name not in kept:
-                waste = self.temporary()
-                entry.rename(waste)
-                self._discard(waste)
+                self._drop(entry)
 
     def temporary(self) -> Path:
         """A new name in ``tmp``."""
@@ -182,7 +199,9 @@ class Layers:
         directory.mkdir(mode=0o700)
         try:
             yield directory
-            directory.rename(self._layers / layer_name(identity))
+            final = self._layers / layer_name(identity)
+            directory.rename(final)
+            self._settle_later(final)
         except BaseException:
             self._discard(directory)
             raise
@@ -210,13 +229,35 @@ class Layers:
             else:
                 del self._locks[identity]
 
+    def _drop(self, layer: Path) -> None:
+        waste = self.temporary()
+        layer.rename(waste)
+        self._discard(waste)
+
+    def _settle_later(self, layer: Path) -> None:
+        self._unsettled.add(layer)
+        if self._settling is None or self._settling.done():
+            self._settling = self._background(self._settle(), "settle")
+
+    async def _settle(self) -> None:
+        while self._unsettled:
+            await asyncio.sleep(self._limits.settle_s)  # by then, much is on the disk by itself
+            some, self._unsettled = self._unsettled, set()
+            await self._unpacker.run(SettleJob(directories=sorted(map(str, some))))
+
     def _discard(self, waste: Path) -> None:
         """Delete something in ``tmp``, in the background; if that fails, the next start tries again."""
         if waste.is_file():
             waste.unlink()
         elif waste.exists():
-            with contextlib.suppress(RuntimeError):  # we are stopping
-                self._scope.start(self._remove(waste), f"delete {waste.name}")
+            self._background(self._remove(waste), f"delete {waste.name}")
+
+    def _background(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None] | None:
+        """What isn't begun any more because we are stopping is done after the next start."""
+        try:
+            return self._scope.start(work, name)
+        except RuntimeError:
+            return None
 
     async def _remove(self, waste: Path) -> None:
         await self._unpacker.run(RemoveJob(directory=str(waste)))

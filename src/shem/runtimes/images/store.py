@@ -2,14 +2,14 @@
 
 On disk, below one directory::
 
-    layers/<32 hex>/    fs/ (a layer, unpacked) and layer.json; named after the digest of its tar
+    layers/<32 hex>/    a layer, unpacked, and its record; named after the digest of its tar (see .jobs)
     images/<64 hex>.json   one image: its layers and how to run it; named after the digest of its manifest
     tmp/                what is being made, and what is being deleted
 
-A layer is made in ``tmp`` and renamed into place only when it is whole, verified and on the disk; an image's record is
-written after all of its layers. So whatever is in ``layers`` and ``images`` is good, after a crash too, and what is in
-``tmp`` at start is waste. Callers that want the same image at the same time share one pull; images that share layers
-share them on disk and while they are being made.
+A layer is made in ``tmp`` and renamed into place only when it is whole and verified; an image's record is written after
+all of its layers. So whatever is in ``layers`` and ``images`` is good, after a crash too (after a power failure, what had
+not reached the disk is thrown away), and what is in ``tmp`` at start is waste. Callers that want the same image at the
+same time share one pull; images that share layers share them on disk and while they are being made.
 
 When the layers exceed ``max_bytes``, the images that were not used for longest go, except those that a *holder* (a running
 sandbox) has: see ``holder`` and :meth:`ImageStore.release`.
@@ -60,6 +60,8 @@ class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_layer_files: int = 1_000_000
     workers: int = 2
     """Processes that unpack."""
+    settle_s: float = 5.0
+    """How long new layers may wait before they are forced to the disk."""
 
 
 class StoredImage(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +109,7 @@ class ImageStore:
             max_bytes=self._limits.max_image_bytes,
             max_files=self._limits.max_layer_files,
             backoff_s=registry.backoff_s,
+            settle_s=self._limits.settle_s,
         )
         self._layers = Layers(root, self._scope, per_layer, self._limits.workers)
         self._images: dict[str, StoredImage] = {}

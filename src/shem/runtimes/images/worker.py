@@ -26,6 +26,7 @@ from shem.runtimes.images.extract import Unpacked
 from shem.runtimes.images.inroot import sync_file_system
 from shem.runtimes.images.jobs import (
     RECORD,
+    SETTLED,
     TREE,
     Answer,
     Done,
@@ -34,9 +35,11 @@ from shem.runtimes.images.jobs import (
     LayerRecord,
     PatchJob,
     RemoveJob,
+    SettleJob,
     UnpackJob,
     Working,
     read_record,
+    this_boot,
 )
 from shem.runtimes.images.layer import unpack
 from shem.runtimes.images.patch import make_patch
@@ -72,6 +75,8 @@ def _do(job: Job, out: BinaryIO) -> Answer:
             _unpack(job, out)
         elif isinstance(job, PatchJob):
             _patch(job)
+        elif isinstance(job, SettleJob):
+            _settle(job)
         else:
             _remove(job)
     except ShemError as error:
@@ -132,13 +137,21 @@ def _patch(job: PatchJob) -> None:
 
 
 def _record(directory: Path, name: str, report: Unpacked) -> None:
-    """Written last; then all of it goes to the disk, so that a power failure finds no layer or a whole one."""
-    (directory / RECORD).write_bytes(msgspec.json.encode(LayerRecord(name=name, report=report)))
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        sync_file_system(fd)
-    finally:
-        os.close(fd)
+    record = LayerRecord(name=name, boot=this_boot(), report=report)
+    (directory / RECORD).write_bytes(msgspec.json.encode(record))
+
+
+def _settle(job: SettleJob) -> None:
+    there = [directory for directory in map(Path, job.directories) if directory.is_dir()]
+    if there:
+        fd = os.open(there[0], os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            sync_file_system(fd)
+        finally:
+            os.close(fd)
+    for directory in there:
+        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+            (directory / SETTLED).touch()
 
 
 def _remove(job: RemoveJob) -> None:
