@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -47,6 +48,7 @@ from shem.version import VERSION
 
 log = logging.getLogger(__name__)
 
+RECURSION_LIMIT = 1000
 SHUTDOWN_S = 3.0
 """How long open REST calls (long polls, mostly) may take to end when the node stops."""
 
@@ -162,6 +164,8 @@ async def run_node(config: NodeConfig, ready: Callable[[dict[str, str]], None]) 
 
 def main(work: Coroutine[Any, Any, None]) -> None:
     """Run on uvloop where it exists: twice the small calls per second."""
+    # Peers send nested data; a library that raised this limit would turn their nesting from an error into a crash.
+    sys.setrecursionlimit(RECURSION_LIMIT)
     try:
         import uvloop
     except ImportError:

@@ -1,0 +1,20 @@
+"""What every test starts from."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+RECURSION_LIMIT = 1000
+
+
+@pytest.fixture(autouse=True)
+def _python_as_a_node_has_it() -> Iterator[None]:
+    """Some libraries that tests import (py-evm, py_ecc) raise the recursion limit past what the C stack carries.
+
+    A node imports none of them, so deep nesting from a peer is an error there, and has to be one here.
+    """
+    sys.setrecursionlimit(RECURSION_LIMIT)
+    yield
