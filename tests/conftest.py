@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,10 +10,9 @@ RECURSION_LIMIT = 1000
 
 
 @pytest.fixture(autouse=True)
-def _python_as_a_node_has_it() -> Iterator[None]:
+def _python_as_a_node_has_it() -> None:
     """Some libraries that tests import (py-evm, py_ecc) raise the recursion limit past what the C stack carries.
 
     A node imports none of them, so deep nesting from a peer is an error there, and has to be one here.
     """
     sys.setrecursionlimit(RECURSION_LIMIT)
-    yield
