@@ -34,21 +34,29 @@ class TransferBroken(PeerFailed):
 class Download:
     """A file on its way: ``size`` and ``sha3`` as promised, and the content (checked at its end)."""
 
-    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+    def __init__(self, answer: aiohttp.ClientResponse, offset: int) -> None:
         self._answer = answer
+        self._offset = offset
         self.size = int(answer.headers.get(SIZE_HEADER, "-1"))
         self.sha3 = answer.headers.get(SHA3_HEADER, "")
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The content. Raises :class:`TransferBroken` after the last chunk when size or hash are wrong."""
-        digest, seen = hashlib.sha3_256(), 0
+    async def raw(self) -> AsyncIterator[bytes]:
+        """The content as it comes, unchecked. Raises :class:`TransferBroken` when it is cut short."""
+        seen = self._offset
         try:
-            async for chunk in self._answer.content.iter_chunked(CHUNK_BYTES):
-                digest.update(chunk)
+            async for chunk in self._answer.content.iter_chunked(_READ_BYTES):
                 seen += len(chunk)
                 yield chunk
         except aiohttp.ClientError as error:
             raise TransferBroken(f"the transfer broke after {seen} of {self.size} bytes: {error}") from error
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The content. Raises :class:`TransferBroken` after the last chunk when size or hash are wrong."""
+        digest, seen = hashlib.sha3_256(), 0
+        async for chunk in self.raw():
+            digest.update(chunk)
+            seen += len(chunk)
+            yield chunk
         if seen != self.size or digest.hexdigest() != self.sha3:
             raise TransferBroken(f"the content is not what was promised ({seen} of {self.size} bytes)")
 
@@ -85,29 +93,51 @@ class FilesApi:
         await self._http.call("DELETE", f"{PREFIX}/{node_id}/{file_id}")
 
     @asynccontextmanager
-    async def open(self, node_id: str, file_id: str) -> AsyncIterator[Download]:
-        """The content as a stream, from the own node or fetched from that peer."""
+    async def open(self, node_id: str, file_id: str, *, offset: int = 0) -> AsyncIterator[Download]:
+        """The content from ``offset`` on, from the own node or fetched from that peer."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=60)
+        headers = {"Range": f"bytes={offset}-"} if offset else {}
         try:
             async with self._http.session.get(
-                self._http.url(f"{PREFIX}/{node_id}/{file_id}"), timeout=timeout
+                self._http.url(f"{PREFIX}/{node_id}/{file_id}"), timeout=timeout, headers=headers
             ) as answer:
-                if answer.status != 200:
+                if answer.status not in {200, 206}:
                     raise error_of(answer.status, await answer.read())
-                yield Download(answer)
+                yield Download(answer, offset)
         except aiohttp.ClientError as error:
             raise NodeUnreachable(f"the node did not answer: {error}") from error
 
     async def download(self, node_id: str, file_id: str, path: Path) -> Received:
-        """Write the content to ``path``, which appears only when whole and right."""
+        """Write the content to ``path``, which appears only when whole and right.
+
+        A transfer that breaks goes on where it broke, as long as each attempt brings something. Raises
+        :class:`TransferBroken`, ``NotFound``, ``PeerFailed``.
+        """
         part = path.with_name(f".{path.name}.part")
+        digest, seen, waiting = hashlib.sha3_256(), 0, bytearray()
         try:
-            async with self.open(node_id, file_id) as source:
-                with part.open("wb") as sink:
-                    async for chunk in source.chunks():
-                        await asyncio.to_thread(sink.write, chunk)
-                part.replace(path)
-                return Received(size=source.size, sha3=source.sha3)
+            with part.open("wb") as sink:
+                while True:
+                    before = seen
+                    try:
+                        async with self.open(node_id, file_id, offset=seen) as source:
+                            promised = Received(size=source.size, sha3=source.sha3)
+                            async for chunk in source.raw():
+                                digest.update(chunk)
+                                seen += len(chunk)
+                                waiting += chunk
+                                if len(waiting) >= _READ_BYTES:
+                                    await asyncio.to_thread(sink.write, waiting)
+                                    waiting = bytearray()
+                        break
+                    except PeerFailed:
+                        if seen == before:
+                            raise
+                await asyncio.to_thread(sink.write, waiting)
+            if Received(size=seen, sha3=digest.hexdigest()) != promised:
+                raise TransferBroken(f"the content is not what was promised ({seen} of {promised.size} bytes)")
+            part.replace(path)
+            return promised
         finally:
             part.unlink(missing_ok=True)
 

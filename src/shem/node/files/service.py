@@ -30,6 +30,7 @@ from shem.terms.ids import NodeId
 
 log = logging.getLogger(__name__)
 
+CHUNK_BYTES = 128 << 10
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -227,7 +228,7 @@ class Files:
             node_id, protocol.PUT, header, timeout_s=self._limits.open_s
         ) as stream:
             async for chunk in chunks:
-                await asyncio.to_thread(digest.update, chunk)
+                digest.update(chunk)
                 size += len(chunk)
                 async with asyncio.timeout(self._limits.stall_s):
                     await stream.write(chunk)
@@ -280,29 +281,24 @@ class Files:
 
     async def _checked(self, stream: Bulk, first: bytes, expected: int, sha3: str) -> AsyncIterator[bytes]:
         digest = hashlib.sha3_256()
-        hashing: asyncio.Future[None] | None = None
         held, seen = b"", 0
-        loop = asyncio.get_running_loop()
         piece = first
-        try:
-            while True:
+        while True:
+            if not piece:
+                async with asyncio.timeout(self._limits.stall_s):
+                    piece = await stream.read()
                 if not piece:
-                    async with asyncio.timeout(self._limits.stall_s):
-                        piece = await stream.read()
-                    if not piece:
-                        break
-                seen += len(piece)
-                if seen > expected:
-                    raise BrokenContent(f"the peer sends more than the {expected} bytes it promised")
-                if hashing is not None:
-                    await asyncio.wait({hashing})
-                hashing = loop.run_in_executor(None, digest.update, piece) if sha3 else None
-                if held:
-                    yield held
-                held, piece = piece, b""
-        finally:
-            if hashing is not None:
-                await asyncio.wait({hashing})
+                    break
+            seen += len(piece)
+            if seen > expected:
+                raise BrokenContent(f"the peer sends more than the {expected} bytes it promised")
+            if sha3:
+                digest.update(piece)
+            held += piece
+            piece = b""
+            if len(held) > CHUNK_BYTES:  # the stream's own pieces are uneven; the last byte always stays back
+                yield held[:CHUNK_BYTES]
+                held = held[CHUNK_BYTES:]
         if seen != expected or (sha3 and digest.hexdigest() != sha3):
             raise BrokenContent(f"the peer sent {seen} of {expected} bytes, or wrong ones")
         if held:

@@ -1,7 +1,8 @@
 """Content on disk: written beside, hashed on the way, moved into place when whole.
 
-Hashing and disk work run in threads, one piece behind the network, so that a large transfer neither stalls the loop nor
-grows the memory: at most two pieces of :data:`PIECE_BYTES` per transfer are held.
+Disk work runs in threads, one piece of :data:`PIECE_BYTES` behind the network, so that a slow disk stalls one transfer
+and not the loop; what fits one piece is written at once. Hashing stays in the loop (0.3 ms for what arrives at once): a
+thread for it costs more in waiting for its turn than it saves. At most two pieces per transfer are in memory.
 """
 
 from __future__ import annotations
@@ -64,12 +65,17 @@ class Writer:
         """Append. Raises :class:`SpoolFull`, :class:`TooLarge`."""
         self._reserve(len(data))
         self.size += len(data)
+        self._digest.update(data)
         self._buffer += data
         if len(self._buffer) >= PIECE_BYTES:
             await self._flush()
 
     async def digest(self) -> str:
         """sha3-256 of everything written, hex; all of it is in the file then."""
+        if self._writing is None:
+            with _disk_errors():
+                self._store(self._buffer)
+            self._buffer = bytearray()
         await self._flush()
         await self._settle()
         return self._digest.hexdigest()
@@ -89,13 +95,12 @@ class Writer:
     async def _settle(self) -> None:
         if self._writing is not None:
             writing = self._writing
-            await asyncio.wait({writing})  # not awaited itself: a cancelled write goes on in its thread
+            await asyncio.wait({writing})  # not awaited itself: a write goes on in its thread when we are cancelled
             self._writing = None
             with _disk_errors():
                 writing.result()
 
     def _store(self, piece: bytearray) -> None:
-        self._digest.update(piece)
         left = memoryview(piece)
         while left:
             left = left[os.write(self._fd, left) :]
@@ -122,11 +127,11 @@ async def read_pieces(path: Path, offset: int = 0, length: int | None = None) ->
     try:
         end = os.fstat(fd).st_size if length is None else offset + length
         while offset < end:
-            want = min(PIECE_BYTES, end - offset)
             if ahead is None:
-                ahead = loop.run_in_executor(None, os.pread, fd, want, offset)
-            await asyncio.wait({ahead})
-            piece, ahead = ahead.result(), None
+                piece = os.pread(fd, min(PIECE_BYTES, end - offset), offset)  # the first, or the only one
+            else:
+                await asyncio.wait({ahead})
+                piece, ahead = ahead.result(), None
             if not piece:
                 return
             offset += len(piece)
