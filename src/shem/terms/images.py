@@ -1,6 +1,6 @@
 """Names of images: what users write, and what demands carry.
 
-A user writes a reference in docker's form (``python:3.12``, ``ghcr.io/x/y@sha256:…``). A demand carries a *package*
+A user writes a reference in docker's form (``python:3.12``, ``registry.example/x/y@sha256:…``). A demand carries a *package*
 string in ``golem.srv.comp.task_package``, in one of three forms::
 
     oci:docker://HOST/REPO[:TAG][@sha256:HEX]     an image in a registry; an empty HOST (three slashes) means
@@ -176,7 +176,7 @@ def _named(host: str, remote: str, whole: str) -> RegistryImage:
     if len(repository) > 255 or not all(_COMPONENT.fullmatch(part) for part in repository.split("/")):
         raise BadImage(
             f"{shown!r} is not the name of an image",
-            hint="names are lower-case letters and digits, as in python:3.12 or ghcr.io/owner/name:tag",
+            hint="names are lower-case letters and digits, as in python:3.12 or registry.example/owner/name:tag",
         )
     return RegistryImage(host=host, repository=repository, tag=tag, digest=digest)
 

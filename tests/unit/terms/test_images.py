@@ -30,7 +30,7 @@ NODE = "0x" + "ab" * 20
         (" python:3.12\n", "", "library/python", "3.12", ""),
         ("owner/name", "", "owner/name", "latest", ""),
         (f"owner/name@sha256:{HEX}", "", "owner/name", "", f"sha256:{HEX}"),
-        (f"ghcr.io/x/y:1@sha256:{HEX}", "ghcr.io", "x/y", "1", f"sha256:{HEX}"),
+        (f"registry.example/x/y:1@sha256:{HEX}", "registry.example", "x/y", "1", f"sha256:{HEX}"),
         ("localhost/x", "localhost", "x", "latest", ""),
         ("localhost:5000/x:2", "localhost:5000", "x", "2", ""),
         ("127.0.0.1:5000/deep/er/est", "127.0.0.1:5000", "deep/er/est", "latest", ""),
@@ -86,7 +86,7 @@ def test_what_is_no_reference(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("oci:docker://ghcr.io/x/y:1", RegistryImage(host="ghcr.io", repository="x/y", tag="1")),
+        ("oci:docker://registry.example/x/y:1", RegistryImage(host="registry.example", repository="x/y", tag="1")),
         ("oci:docker:///library/python:3.12", RegistryImage(repository="library/python", tag="3.12")),
         (
             f"oci:docker://h:5000/x:t@sha256:{HEX}",
@@ -130,7 +130,7 @@ def test_what_is_no_package(text: str) -> None:
 
 def test_names_for_people() -> None:
     assert parse_reference("python").short == "python:latest"
-    assert parse_reference("ghcr.io/x/y:1").short == "ghcr.io/x/y:1"
+    assert parse_reference("registry.example/x/y:1").short == "registry.example/x/y:1"
 
 
 def test_digest_decides() -> None:
