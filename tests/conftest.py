@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -16,3 +17,9 @@ def _python_as_a_node_has_it() -> None:
     A node imports none of them, so deep nesting from a peer is an error there, and has to be one here.
     """
     sys.setrecursionlimit(RECURSION_LIMIT)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked ``root`` say why they do not run for others."""
+    if item.get_closest_marker("root") is not None and os.geteuid() != 0:
+        pytest.skip("needs root: it makes users, cgroups or loop mounts")

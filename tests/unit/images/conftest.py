@@ -7,7 +7,6 @@ import contextlib
 import gzip
 import io
 import json
-import os
 import subprocess
 import sys
 import tarfile
@@ -248,8 +247,3 @@ def as_nobody(tmp_path: Path) -> Callable[[str, str], None]:
         assert " passed" in done.stdout
 
     return run
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("root") is not None and os.geteuid() != 0:
-        pytest.skip("needs root")
