@@ -183,21 +183,21 @@ def _time_queries() -> list[str]:
 
 
 UNKNOWN = {
-    "right form, nobody's": lambda call, name: _nobodys(call, name),
-    "short": lambda call, name: "f",
-    "letters": lambda call, name: "nothing",
-    "uuid": lambda call, name: "00000000-0000-0000-0000-000000000000",
-    "long": lambda call, name: "a" * 3000,
-    "quote": lambda call, name: "%27%20or%201=1--",
-    "nul": lambda call, name: "%00",
-    "not text": lambda call, name: "%ff%fe",
-    "climbing": lambda call, name: "..%2f..%2f..%2fetc%2fpasswd",
-    "percent": lambda call, name: "%25",
-    "unicode": lambda call, name: "%F0%9F%92%A9",
-    "digits": lambda call, name: "99999999999999999999999999",
-    "negative": lambda call, name: "-1",
-    "spaces": lambda call, name: "%20%20",
-    "arabic digits": lambda call, name: "%D9%A3",
+    "right form, nobody's": "",
+    "short": "f",
+    "letters": "nothing",
+    "uuid": "00000000-0000-0000-0000-000000000000",
+    "long": "a" * 3000,
+    "quote": "%27%20or%201=1--",
+    "nul": "%00",
+    "not text": "%ff%fe",
+    "climbing": "..%2f..%2f..%2fetc%2fpasswd",
+    "percent": "%25",
+    "unicode": "%F0%9F%92%A9",
+    "digits": "99999999999999999999999999",
+    "negative": "-1",
+    "spaces": "%20%20",
+    "arabic digits": "%D9%A3",
 }
 
 
@@ -220,7 +220,7 @@ async def test_an_unknown_id_is_an_answer_and_never_an_accident(world: World, ki
         for call in door.calls:
             for wrong in call.variables:
                 path = deal.fill(Call(call.method, call.template.replace(f"{{{wrong}}}", "\0")))
-                path = path.replace("\0", UNKNOWN[kind](call, wrong)) + "?timeout=0"
+                path = path.replace("\0", UNKNOWN[kind] or _nobodys(call, wrong)) + "?timeout=0"
                 answer = await door(call.method, path, _valid_body(call, deal.proposals["demand"]))
                 assert_shaped(answer)
                 assert answer.status in (400, 403, 404, 409, 410, 501, 504), (call, wrong, answer)

@@ -28,13 +28,13 @@ T = TypeVar("T")
 
 
 class _CallersMistakes(logging.Filter):
-    """Bytes that are no HTTP are the caller's mistake. The library would log each as an error of ours, with a traceback
-    and the caller's own words, which may hold a key."""
+    """Bytes that are no HTTP, and bodies that are not packed as they say, are the caller's mistake. The library would log
+    each as an error of ours, with a traceback and the caller's own words, which may hold a key."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, HttpProcessingError):
-            log.debug("a request that is no HTTP: %s", type(error).__name__)
+        if isinstance(error, HttpProcessingError | web.RequestPayloadError):
+            log.debug("a request that cannot be read: %s", type(error).__name__)
             return False
         return True
 
@@ -245,6 +245,8 @@ def build_app(
             if status >= 500:
                 log.warning("%s %s: %s", request.method, request.path, error)
             return respond(error.as_dict(), status)
+        except web.RequestPayloadError:
+            return respond({"message": "the body cannot be read: it is broken or cut", "code": "bad_body"}, 400)
         except TimeoutError as error:
             return respond({"message": str(error) or "Timeout", "code": "timeout"}, 408)
         except Exception:
