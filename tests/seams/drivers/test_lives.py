@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -14,22 +15,24 @@ import pytest
 from shem.errors import ShemError
 from shem.runtimes.base import GuestBroken, ImageConfig, Rootfs, SandboxFailed
 from shem.runtimes.host.process import Watched
-from shem.runtimes.host.slots import RUN
+from shem.runtimes.host.slots import RUN, _try_lock
 from shem.runtimes.host.syscalls import mounts_below
 
 
 def remains(directory: Path, slot: str) -> list[str]:
     """What is left of a destroyed sandbox on the host; ``slot`` is empty for one of a user."""
     left = [str(path) for path in directory.rglob("*")] if directory.exists() else []
-    if slot:
+    if slot and (ours := _try_lock(int(slot))) is not None:  # else another process of this machine has it by now
         left += [str(mount) for mount in mounts_below(RUN / slot)]
         left += [str(path) for path in Path("/sys/fs/cgroup").glob(f"*/shem/{slot}")]
         left += [str(path) for path in (RUN / slot, Path("/sys/fs/cgroup/shem") / slot) if path.exists()]
+        ours.release()
     return left
 
 
 def descriptors() -> int:
-    """How many this process has open."""
+    """How many this process has open, without what earlier tests have dropped."""
+    gc.collect()
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -53,7 +56,7 @@ async def test_many_sandboxes_at_once_and_nothing_leaks(make) -> None:
     said = await asyncio.gather(*(box.sh(f"echo {n}") for n, box in enumerate(boxes)))
     assert [result.out for result in said] == [f"{n}\n" for n in range(5)]
     await asyncio.gather(*(box.sandbox.destroy() for box in boxes))
-    assert descriptors() == before
+    assert descriptors() <= before
     assert [remains(box.directory, box.slot) for box in boxes] == [[]] * 5
 
 
@@ -67,7 +70,7 @@ async def test_a_cancelled_start_leaves_nothing(driver, rootfs, limits, tmp_path
         if sandbox is not None:
             await sandbox.destroy()
     async with asyncio.timeout(5):  # transports close a turn or two of the loop later
-        while descriptors() != before:  # noqa: ASYNC110 - nothing tells of it
+        while descriptors() > before:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0)
     assert remains(tmp_path / "box", "") == []
 

@@ -244,6 +244,8 @@ class Channel:
             self.fail(error)
 
     def _arrived(self, kind: int, number: int, payload: bytes) -> None:
+        if self._error is not None:
+            return
         if not self._greeted.done():
             if kind != frames.HELLO or frames.read_u32(payload) != frames.VERSION:
                 raise GuestBroken("The guest agent did not say hello")

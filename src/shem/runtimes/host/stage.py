@@ -16,7 +16,7 @@ from pathlib import Path
 
 from shem.runtimes.base import Limits, Rootfs, SandboxFailed
 from shem.runtimes.guest.binary import agent_binary
-from shem.runtimes.host.process import call, remove_tree
+from shem.runtimes.host.process import call, kill_and_wait, remove_tree
 from shem.runtimes.host.slots import UIDS, Slot
 from shem.runtimes.host.syscalls import bind_mount, unmount_below
 
@@ -34,17 +34,24 @@ async def open_userns(slot: Slot) -> int:
     )
     assert process.stdout is not None
     assert process.stdin is not None
+    userns = -1
     try:
         if not await process.stdout.read(1):
             raise SandboxFailed("This machine does not allow user namespaces", code="no_userns")
         for name in ("uid_map", "gid_map"):
             Path(f"/proc/{process.pid}/{name}").write_text(f"0 {slot.uid} {UIDS}")
-        return os.open(f"/proc/{process.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise SandboxFailed(f"Cannot map user ids: {error.strerror}") from error
-    finally:
+        userns = os.open(f"/proc/{process.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         process.stdin.close()
         await process.wait()
+    except OSError as error:
+        raise SandboxFailed(f"Cannot map user ids: {error.strerror}") from error
+    except BaseException:
+        if userns >= 0:
+            os.close(userns)
+        raise
+    finally:
+        await kill_and_wait(process)
+    return userns
 
 
 class Stage:
