@@ -144,8 +144,8 @@ class StateChanged(Wire, tag=True, kw_only=True):
 class UsageReport(Wire, tag=True, kw_only=True):
     """The counters in the order of ``golem.com.usage.vector``; ``timestamp`` in unix seconds."""
 
-    usage: Annotated[list[float], msgspec.Meta(max_length=32)]
-    timestamp: float
+    usage: Annotated[list[Annotated[float, msgspec.Meta(ge=0, le=1e300)]], msgspec.Meta(max_length=32)]
+    timestamp: Annotated[float, msgspec.Meta(ge=0, le=2.5e11)]
 
 
 Report = Hello | BatchEvent | StateChanged | UsageReport

@@ -325,7 +325,7 @@ async def test_a_gibibyte_in_constant_memory(nodes: Any, capsys: Any) -> None:
             async for _ in incoming.chunks():
                 pass
 
-    await alice.api.upload(pieces(block * 64))  # warm
+    await alice.api.upload(pieces(block))  # warm
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     inbox = await alice.api.create_inbox()
     speeds: dict[str, float] = {}

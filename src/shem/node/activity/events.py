@@ -11,6 +11,8 @@ from shem.errors import Refused
 
 MAX_MESSAGE = 64 << 10
 MAX_PIECE = 64 << 10
+MAX_AT_US = 253_402_300_799_999_999
+"""The end of the year 9999, in microseconds since 1970."""
 STDOUT: Literal[1] = 1
 STDERR: Literal[2] = 2
 
@@ -67,7 +69,7 @@ class Event(msgspec.Struct, frozen=True, array_like=True):
     no: Annotated[int, msgspec.Meta(ge=1, le=1 << 53)]
     batch_id: Annotated[str, msgspec.Meta(max_length=64)]
     index: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
-    at_us: Annotated[int, msgspec.Meta(ge=0, le=1 << 60)]
+    at_us: Annotated[int, msgspec.Meta(ge=0, le=MAX_AT_US)]
     body: Annotated[bytes, msgspec.Meta(max_length=4 * MAX_MESSAGE)]
     """A :data:`Kind`, encoded."""
 

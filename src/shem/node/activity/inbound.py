@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import sqlite3
 from collections.abc import Callable
 
 from shem.cogs.clock import Clock
 from shem.cogs.pulse import Pulses
-from shem.errors import NotAllowed, NotFound, Refused
+from shem.errors import NotAllowed, NotFound
 from shem.node.activity import protocol, store
 from shem.node.activity.events import Event, Finished, Kind, Output, Started, StateChanged, encode_kind
 from shem.node.activity.lifecycle import may_step, parse_state
@@ -45,8 +44,6 @@ class Inbound:
 
     async def _push(self, peer: NodeId, payload: bytes) -> bytes:
         message = protocol.unpack(payload, protocol.Push)
-        if message.usage is not None and not all(math.isfinite(n) and n >= 0 for n in message.usage.counters):
-            raise Refused("a counter is not a number", code="bad_message")
         # What is confirmed here is forgotten there: it must be on the disk first.
         with self._db.transaction(durable=bool(message.events)) as connection:
             row = store.find(connection, "Requestor", message.activity_id)

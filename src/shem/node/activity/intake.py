@@ -13,6 +13,7 @@ import sqlite3
 from shem.errors import Refused
 from shem.node.activity import store
 from shem.node.activity.events import (
+    MAX_AT_US,
     MAX_PIECE,
     STDERR,
     STDOUT,
@@ -87,7 +88,7 @@ class Intake:
             return
         if event.index >= batch.size:
             raise Refused(f"batch {event.batch_id} has no command {event.index}", code="bad_frame")
-        at_us = store.to_us(event.event_date)
+        at_us = min(max(store.to_us(event.event_date), 0), MAX_AT_US)
         match event.kind:
             case wire.Stdout() | wire.Stderr() as output:
                 stream = STDOUT if isinstance(output, wire.Stdout) else STDERR

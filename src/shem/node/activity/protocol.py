@@ -98,8 +98,8 @@ class Unknown(msgspec.Struct, frozen=True):
 class Usage(msgspec.Struct, frozen=True, array_like=True):
     """Counters and their unix time."""
 
-    counters: Annotated[tuple[float, ...], msgspec.Meta(max_length=32)]
-    at: float
+    counters: Annotated[tuple[Annotated[float, msgspec.Meta(ge=0, le=1e300)], ...], msgspec.Meta(max_length=32)]
+    at: Annotated[float, msgspec.Meta(ge=0, le=2.5e11)]
 
 
 class Push(msgspec.Struct, frozen=True):

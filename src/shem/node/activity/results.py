@@ -7,6 +7,7 @@ its rest arrives, so the pieces of a stream are the text; what is not UTF-8 is g
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from shem.terms.script import AtEndCapture, CaptureMode, Command, Run, name_of, 
 _WHOLE = CaptureMode(at_end=AtEndCapture())
 _LONGEST_TAIL = 3
 """How many bytes of an unfinished UTF-8 character there can be."""
+
+_utf8 = codecs.getincrementaldecoder("utf-8")
 
 Shown = str | bytes | None
 """Output as the requestor asked for it: text, bytes, or nothing."""
@@ -192,10 +195,7 @@ class Streamer:
 
 def split_text(data: bytes) -> tuple[bytes, bytes]:
     """Split off the beginning of a UTF-8 character whose rest may still come."""
-    for back in range(1, min(_LONGEST_TAIL, len(data)) + 1):
-        byte = data[-back]
-        if byte & 0xC0 == 0x80:  # a continuation: its character began earlier
-            continue
-        needed = 1 if byte > 0xF4 else 4 if byte >= 0xF0 else 3 if byte >= 0xE0 else 2 if byte >= 0xC2 else 1
-        return (data[:-back], data[-back:]) if needed > back else (data, b"")
-    return data, b""
+    decoder = _utf8("ignore")
+    decoder.decode(data[-_LONGEST_TAIL:])
+    tail = decoder.getstate()[0]
+    return data[: len(data) - len(tail)], tail
