@@ -1,0 +1,116 @@
+"""Programs as users start them: plain Python with ``with Golem()``, interrupted and not; the demo."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from shem.client.http import ApiClient
+from shem.client.market import MarketApi
+from shem.client.payment import PaymentApi
+from shem.testing.devnet import Devnet
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+
+PLAIN = """
+import sys
+from shem import CommandFailed, Golem
+
+def prepare(machine):
+    machine.write("/work/greeting", b"hello")
+
+def task(machine, number):
+    if number == 3:
+        machine.run("false", check=False)
+    return machine.shell(f"cat greeting; echo {number}").text
+
+with Golem(budget="1") as golem:
+    for text in golem.map(task, range(6), image=sys.argv[1], workers=2, setup=prepare, ordered=True):
+        print(text, end="", flush=True)
+    with golem.rent(sys.argv[1]) as machine:
+        try:
+            machine.run("sh", "-c", "exit 4")
+        except CommandFailed as error:
+            print("exit", error.result.exit_code)
+print("settled", golem.report.settled, golem.report.cost > 0)
+"""
+
+ENDLESS = """
+import sys
+from shem import Golem
+
+def task(machine, number):
+    print("working", flush=True)
+    machine.run("sleep", "1000")
+
+with Golem(budget="1") as golem:
+    for _ in golem.map(task, range(9), image=sys.argv[1], workers=3):
+        pass
+"""
+
+
+async def start(net: Devnet, code: str, image: Path, **env: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        code,
+        str(image),
+        env={**os.environ, **net.env, **env},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def test_a_plain_program_needs_no_async(net: Devnet, image: Path) -> None:
+    program = await start(net, PLAIN, image)
+    out, err = await program.communicate()
+    wanted = "".join(f"hello{n}\n" for n in range(6)) + "exit 4\nsettled True True\n"
+    assert out.decode() == wanted, err.decode()
+
+
+async def test_ctrl_c_leaves_nothing_rented_and_nothing_unpaid(net: Devnet, image: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    program = await start(net, ENDLESS, image, SHEM_REPORT=str(report))
+    assert program.stdout is not None
+    for _ in range(3):
+        assert await asyncio.wait_for(program.stdout.readline(), 60) == b"working\n"
+    program.send_signal(signal.SIGINT)
+    _, err = await asyncio.wait_for(program.communicate(), 60)
+    assert b"KeyboardInterrupt" in err
+    told = json.loads(report.read_text())
+    assert told["settled"]
+    assert told["cost"] != "0"
+    async with ApiClient(net.requestor.api_url, net.requestor.app_key) as http:
+        assert await MarketApi(http).list_agreements(state="Approved") == []
+        assert await MarketApi(http).demands() == []
+        assert await PaymentApi(http).allocations() == []
+
+
+@pytest.mark.slow
+async def test_the_demo_twice(tmp_path: Path) -> None:
+    for _ in range(2):
+        demo = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "shem",
+            "demo",
+            "--json",
+            "--out",
+            str(tmp_path / "out"),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        out, _ = await demo.communicate()
+        assert demo.returncode == 0
+        (line,) = out.decode().splitlines()
+        told = json.loads(line)
+        assert told["tasks"] == 24
+        assert told["providers"] == 3
+        assert told["settled"]
+        assert told["paid"] == told["cost"] != "0"
+        assert Path(told["output"]).read_bytes().startswith(b"\x89PNG")
