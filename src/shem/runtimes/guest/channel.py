@@ -147,7 +147,7 @@ class Channel:
         self._jobs: dict[int, Job] = {}
         self._last = 0
         self._error: ShemError | None = None
-        self._greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._greeted = asyncio.Event()
         self._gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._scope = TaskScope("guest")
         self._writer: asyncio.StreamWriter | None = None
@@ -162,7 +162,7 @@ class Channel:
         self._scope.start(self._read(reader), "read")
         try:
             async with asyncio.timeout(hello_timeout_s):
-                await self._greeted
+                await self._greeted.wait()
         except TimeoutError:
             self.fail(GuestBroken(f"The guest agent did not say hello within {hello_timeout_s:g} s"))
         except BaseException:
@@ -213,8 +213,7 @@ class Channel:
         self._jobs.clear()
         for job in jobs:
             job.broken(error)
-        if not self._greeted.done():
-            self._greeted.set_result(None)
+        self._greeted.set()
         self._gone.set_result(error.message)
 
     async def wait_gone(self) -> str:
@@ -246,10 +245,10 @@ class Channel:
     def _arrived(self, kind: int, number: int, payload: bytes) -> None:
         if self._error is not None:
             return
-        if not self._greeted.done():
+        if not self._greeted.is_set():
             if kind != frames.HELLO or frames.read_u32(payload) != frames.VERSION:
                 raise GuestBroken("The guest agent did not say hello")
-            self._greeted.set_result(None)
+            self._greeted.set()
             return
         job = self._jobs.get(number)
         if job is None:
