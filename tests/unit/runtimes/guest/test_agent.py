@@ -7,7 +7,6 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
@@ -16,6 +15,7 @@ from shem.runtimes.base import CommandNotStarted, GuestBroken
 from shem.runtimes.guest import frames
 from shem.runtimes.guest.binary import agent_binary
 from shem.runtimes.guest.client import GuestAgent
+from shem.runtimes.host.process import Watched
 
 
 async def start(*settings: str) -> tuple[GuestAgent, asyncio.subprocess.Process]:
@@ -183,12 +183,12 @@ async def test_closing_the_channel_ends_agent_and_programs() -> None:
     async with TaskScope("test") as scope:
         scope.start(_quiet(guest.run(["sh", "-c", "echo $$; setsid sleep 100 & sleep 100"], on_output=said)), "run")
         await said.ready.wait()
+        shell = Watched(int(said.out))
         await guest.close()
         async with asyncio.timeout(10):
             await process.wait()
-    status = Path(f"/proc/{int(said.out)}/status")
-    with suppress(OSError):  # gone, or dead and not yet reaped by whoever does that here
-        assert "State:\tZ" in status.read_text()
+            await shell.wait()
+        shell.close()
 
 
 async def _quiet(work) -> None:
