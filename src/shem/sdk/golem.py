@@ -33,7 +33,6 @@ from shem.sdk.events import Event, Listener
 from shem.sdk.hiring import Hired, Hiring
 from shem.sdk.images import publish_image
 from shem.sdk.mapping import Mapping, Outcome
-from shem.sdk.progress import ProgressDisplay
 from shem.sdk.rental import Rental, failure_code
 from shem.sdk.report import Report
 from shem.sdk.transfer import Courier
@@ -42,6 +41,7 @@ from shem.terms.amounts import format_amount, parse_amount
 from shem.wire.payment import Decorations, NewAllocation
 
 if TYPE_CHECKING:
+    from shem.sdk.progress import ProgressDisplay
     from shem.sdk.sync import Golem as SyncGolem
 
 log = logging.getLogger(__name__)
@@ -98,6 +98,9 @@ class Golem:
         if progress is None:
             progress = sys.stderr.isatty() or os.environ.get("SHEM_PROGRESS") == "always"
         if progress:
+            # drawing brings rich along, which a program without a terminal should not wait for
+            from shem.sdk.progress import ProgressDisplay
+
             self._display = ProgressDisplay(self._report)
             self._listeners.append(self._display)
         self._stack = AsyncExitStack()
