@@ -97,7 +97,7 @@ class Node:
             [*rest_activity.routes(self.activities), *rest_exeunit.routes(self.activities)],
             keys=lambda key: (self.node_id, "test") if key == self.key else None,
         )
-        self.runner = web.AppRunner(app, shutdown_timeout=0.02)
+        self.runner = web.AppRunner(app, shutdown_timeout=0.02, handler_cancellation=True)
         await self.runner.setup()
         site = web.TCPSite(self.runner, "127.0.0.1", self.port, reuse_address=True)
         await site.start()
@@ -216,6 +216,8 @@ class Provider:
         self.api = ProviderActivityApi(http)
         self.units: dict[str, Unit] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.paused = False
+        """It sees events and does nothing."""
         self._group = tasks
 
     def unit(self, activity_id: str) -> Unit:
@@ -239,7 +241,7 @@ class Provider:
             except ShemError:  # the node is being restarted
                 await asyncio.sleep(0.02)
                 continue
-            for event in events:
+            for event in [] if self.paused else events:
                 after = max(after, event.event_date)
                 if event.event_type.create is not None and event.activity_id not in self.units:
                     self.unit(event.activity_id)

@@ -8,7 +8,9 @@ from typing import Any
 import aiohttp
 import pytest
 
+from shem.client.activity import ActivityApi
 from shem.errors import PeerFailed
+from shem.node.db import Database
 from shem.wire.base import encode
 from shem.wire.exeunit import Hello
 
@@ -124,6 +126,18 @@ async def test_the_providers_node_vanishes(pair: Any, tools: Any) -> None:
     assert (await pair.rent.state(activity_id)).state == ("Ready", None)
 
 
+async def test_an_agent_that_hangs_up_while_it_creates(pair: Any, tools: Any) -> None:
+    agreement = pair.agree()
+    pair.provider.paused = True
+    async with pair.alice.http() as http, asyncio.TaskGroup() as tasks:
+        asking = tasks.create_task(ActivityApi(http).create(agreement, timeout_s=30))
+        await tools.until(lambda: pair.bob.activities.of_agreement(agreement))
+        asking.cancel()
+    (activity_id,) = await pair.rent.of_agreement(agreement)
+    await tools.until(lambda: pair.bob.activities.activity(activity_id).state == "Terminated")
+    await tools.until(lambda: pair.alice.activities.activity(activity_id).state == "Terminated")
+
+
 async def test_destroying_at_a_vanished_node(pair: Any, tools: Any) -> None:
     activity_id, _, batch = await begin(pair, tools)
     await tools.until(lambda: pair.rent.results(activity_id, batch, timeout_s=0))
@@ -196,6 +210,20 @@ async def test_a_unit_that_talks_nonsense_harms_only_itself(pair: Any, tools: An
     batch = await pair.rent.exec(other, [tools.run("echo", "untouched")])
     (result,) = await finish(pair, other, batch)
     assert result.stdout == "untouched"
+
+
+async def test_a_power_failure_at_the_provider(pair: Any, tools: Any) -> None:
+    """Its last commits are lost, so it counts events anew that Alice has already; its news must still get through."""
+    activity_id, _, _ = await begin(pair, tools)
+    await tools.until(lambda: pair.bob.db.connection.execute("select acked_no = last_no from hosted").fetchone()[0])
+    await pair.provider.kill(activity_id)
+    await pair.bob.stop()
+    database = Database(pair.bob.path)
+    database.connection.execute("update hosted set last_no = last_no - 4, acked_no = acked_no - 4")
+    database.close()
+    await pair.bob.start()
+    await tools.until(lambda: pair.alice.activities.activity(activity_id).state == "Terminated")
+    assert pair.alice.activities.activity(activity_id).reason == "the exe unit is gone"
 
 
 async def test_a_flood_while_the_requestor_is_away(pair: Any, tools: Any) -> None:

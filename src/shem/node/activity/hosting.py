@@ -74,8 +74,7 @@ class Hosting:
                 self._watch(row["activity_id"])
             if row["destroy_us"] is not None:
                 self._arm_deadline(row["activity_id"])
-        for activity_id in store.unpushed(self._db.connection):
-            self.pusher.kick(activity_id)
+        self.pusher.start()
 
     def stop(self) -> None:
         """Wake whoever waits."""
@@ -286,7 +285,7 @@ class Hosting:
     async def _exec(self, peer: NodeId, payload: bytes) -> bytes:
         message = protocol.unpack(payload, protocol.Exec)
         commands = parse_script(message.script)
-        with self._db.transaction(durable=True) as connection:
+        with self._db.transaction() as connection:
             row = self._rented_by(connection, peer, message.activity_id)
             known = connection.execute(
                 "select script from hosted_batch where activity_id = ? and batch_id = ?",
@@ -332,9 +331,6 @@ class Hosting:
             if row is None or row["peer"] != peer:
                 unknown.append(have.activity_id)
                 continue
-            if row["acked_no"] < have.no <= row["sent_no"]:
-                with self._db.transaction() as connection:
-                    store.acknowledge(connection, have.activity_id, have.no)
             self.pusher.kick(have.activity_id, usage=True)
         return protocol.pack(protocol.Unknown(unknown))
 

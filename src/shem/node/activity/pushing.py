@@ -47,6 +47,14 @@ class Pusher:
         self._on_unknown = on_unknown
         self._running: dict[str, asyncio.Event] = {}  # set: look again now
         self._usage_due: set[str] = set()
+        self._bases: dict[str, int] = {}  # activities of an earlier run, and how many events they had at our start
+
+    def start(self) -> None:
+        """After a restart: send what is left. The first call for each activity only asks how far the other side has got:
+        commits here are safe from a crash, but the last of them not from a power failure."""
+        for row in store.to_resume(self._db.connection):
+            self._bases[row["activity_id"]] = row["last_no"]
+            self.kick(row["activity_id"])
 
     def kick(self, activity_id: str, *, usage: bool = False) -> None:
         """Something new is stored (``usage``: also, or only, newer counters)."""
@@ -98,19 +106,20 @@ class Pusher:
         if row is None:
             return False
         due = activity_id in self._usage_due
-        events = store.events_to_push(
-            connection, activity_id, row["acked_no"], protocol.PUSH_BYTES, protocol.MAX_PUSH_EVENTS
+        unsure = activity_id in self._bases
+        events = (
+            []
+            if unsure
+            else store.events_to_push(
+                connection, activity_id, row["acked_no"], protocol.PUSH_BYTES, protocol.MAX_PUSH_EVENTS
+            )
         )
-        if not events and not due:
+        if not events and not due and not unsure:
             return False
         usage = None
         if row["usage"] is not None:
             usage = protocol.Usage(tuple(json.loads(row["usage"])), row["usage_at"])
         self._usage_due.discard(activity_id)
-        if events and events[-1].no > row["sent_no"]:
-            # Syncs everything up to here: a number that has left never comes to mean something else.
-            with self._db.transaction(durable=True) as write:
-                write.execute("update hosted set sent_no = ? where activity_id = ?", (events[-1].no, activity_id))
         try:
             answer = await self._peers.call(
                 NodeId(row["peer"]),
@@ -132,11 +141,15 @@ class Pusher:
         return True
 
     def _acknowledged(self, activity_id: str, before: int, no: int) -> None:
+        base = self._bases.pop(activity_id, None)
         with self._db.transaction() as connection:
-            sent = store.get(connection, "Provider", activity_id)["sent_no"]
-            if not before <= no <= sent:
-                raise PeerFailed(f"the requestor's node claims events up to {no}; it can have {before} to {sent}")
-            store.acknowledge(connection, activity_id, no)
+            last = store.get(connection, "Provider", activity_id)["last_no"]
+            if base is not None and no > base:
+                store.renumber(connection, activity_id, base, no)
+            elif before <= no <= last:
+                store.acknowledge(connection, activity_id, no)
+            else:
+                raise PeerFailed(f"the requestor's node claims events up to {no}; it can have {before} to {last}")
 
     def _too_late(self, activity_id: str) -> bool:
         row = store.find(self._db.connection, "Provider", activity_id)

@@ -135,7 +135,7 @@ class Renting:
         """
         script = Script(text)
         batch_id = secrets.token_hex(16)
-        with self._db.transaction(durable=True) as connection:
+        with self._db.transaction() as connection:
             row = self._owned(connection, owner, activity_id)
             if row["state"] == "Terminated" or row["unwanted"]:
                 raise Gone(f"activity {activity_id} has ended", code="activity_terminated")

@@ -41,7 +41,6 @@ create table hosted (
     unit_id text not null default '',
     unit_seq integer not null default 0,    -- the highest report stored from that unit
     last_no integer not null default 0,
-    sent_no integer not null default 0,     -- the highest that may have left this node
     acked_no integer not null default 0     -- the requestor's node has everything up to here
 );
 create index hosted_by_agreement on hosted (agreement_id);
@@ -313,10 +312,20 @@ def acknowledge(connection: sqlite3.Connection, activity_id: str, no: int) -> No
     connection.execute("update hosted set acked_no = max(acked_no, ?) where activity_id = ?", (no, activity_id))
 
 
-def unpushed(connection: sqlite3.Connection) -> list[str]:
-    """Activities with events that the requestor's node lacks."""
-    rows = connection.execute("select activity_id from hosted where acked_no < last_no")
-    return [row["activity_id"] for row in rows]
+def renumber(connection: sqlite3.Connection, activity_id: str, base: int, no: int) -> None:
+    """The requestor's node has events up to ``no``, where this node remembered only ``base`` when it started (it lost its
+    last moments with the power): what has happened since goes behind them."""
+    connection.execute("delete from hosted_event where activity_id = ? and no <= ?", (activity_id, base))
+    connection.execute("update hosted_event set no = -(no + ?) where activity_id = ?", (no - base, activity_id))
+    connection.execute("update hosted_event set no = -no where activity_id = ?", (activity_id,))
+    connection.execute(
+        "update hosted set acked_no = ?, last_no = last_no + ? where activity_id = ?", (no, no - base, activity_id)
+    )
+
+
+def to_resume(connection: sqlite3.Connection) -> list[sqlite3.Row]:
+    """Hosted activities that live, or have events that the requestor's node lacks."""
+    return connection.execute("select * from hosted where state != 'Terminated' or acked_no < last_no").fetchall()
 
 
 def unfinished_batches(connection: sqlite3.Connection, activity_id: str) -> list[sqlite3.Row]:
