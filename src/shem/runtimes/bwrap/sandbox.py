@@ -25,7 +25,7 @@ from shem.runtimes.guest.client import GuestAgent
 from shem.runtimes.host.cgroups import Cgroup
 from shem.runtimes.host.furnish import AGENT, furnish
 from shem.runtimes.host.lifetime import Lifetime
-from shem.runtimes.host.process import END_TIMEOUT_S, Watched, kill_and_wait, remove_tree
+from shem.runtimes.host.process import END_TIMEOUT_S, Watched, kill_and_wait, remove_tree, uninterrupted
 from shem.runtimes.host.slots import Slot
 from shem.runtimes.host.stage import Stage
 from shem.runtimes.host.syscalls import bind_mount
@@ -37,6 +37,8 @@ FILES = ("upper", "work", "bwrap.log", "disk.img", "disk")
 
 UNCOUNTED = ("memfd_create",)
 """Calls that make memory which watching cannot see; denied where memory is watched."""
+
+START_TIMEOUT_S = 20.0
 
 _ENTER = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 125; shift; done; shift; exec "$@"'
 """Joins control groups, then becomes the command after ``--``."""
@@ -53,6 +55,7 @@ class BwrapSandbox:
         self._cgroup = group if group and group.version else None
         self._process: Process | None = None
         self._init: Watched | None = None
+        self._socket: socket.socket | None = None
         self._guest: GuestAgent | None = None
         self._disk: DiskWatch | None = None
         self._tree: ProcessWatch | None = None
@@ -79,11 +82,13 @@ class BwrapSandbox:
         command.check_mount_points(rootfs.layers, volumes)
         if self._stage is not None:
             await self._stage.build(rootfs, limits, volumes)
-            sock = await self._spawn_as_root(self._stage, limits)
+            starting = self._spawn_as_root(self._stage, limits)
         else:
-            sock = await self._spawn_as_user(rootfs, limits, volumes)
+            starting = self._spawn_as_user(rootfs, limits, volumes)
+        await uninterrupted(starting)
+        assert self._socket is not None
         try:
-            self._guest = await GuestAgent.attach(sock, oom_kills=self._oom_kills)
+            self._guest = await GuestAgent.attach(self._socket, oom_kills=self._oom_kills)
         except GuestBroken as error:
             said = (self._directory / "bwrap.log").read_text(errors="replace").strip()[-500:]
             raise SandboxFailed(f"bwrap could not start the sandbox: {said or error.message}") from None
@@ -92,7 +97,7 @@ class BwrapSandbox:
         await self._watch(limits)
         await furnish(self._guest)
 
-    async def _spawn_as_root(self, stage: Stage, limits: Limits) -> socket.socket:
+    async def _spawn_as_root(self, stage: Stage, limits: Limits) -> None:
         entries: list[Path] = []
         try:
             entries = self._cgroup.make(limits) if self._cgroup else []
@@ -102,9 +107,9 @@ class BwrapSandbox:
         prefix = ["sh", "-c", _ENTER, "shem", *map(str, entries), "--"]
         prefix += ["nsenter", entering, "--setuid", "0", "--setgid", "0", "--", str(_reachable(self._bwrap, stage.run))]
         root = ["--bind", str(stage.rootfs), "/", *command.file_systems(stage.agent, limits, stage.volumes)]
-        return await self._spawn(prefix, root, limits, command.MANY_UID_CAPABILITIES)
+        await self._spawn(prefix, root, limits, command.MANY_UID_CAPABILITIES)
 
-    async def _spawn_as_user(self, rootfs: Rootfs, limits: Limits, volumes: Mapping[str, Path]) -> socket.socket:
+    async def _spawn_as_user(self, rootfs: Rootfs, limits: Limits, volumes: Mapping[str, Path]) -> None:
         upper, work = self._directory / "upper", self._directory / "work"
         for path in (upper, work):
             path.mkdir(mode=0o755)
@@ -112,14 +117,14 @@ class BwrapSandbox:
             *command.overlay(rootfs.layers, upper, work),
             *command.file_systems(agent_binary(), limits, volumes),
         ]
-        return await self._spawn([str(self._bwrap)], root, limits, command.SINGLE_UID_CAPABILITIES)
+        await self._spawn([str(self._bwrap)], root, limits, command.SINGLE_UID_CAPABILITIES)
 
     async def _spawn(
         self, prefix: Sequence[str], root: Sequence[str], limits: Limits, capabilities: Sequence[str]
-    ) -> socket.socket:
-        """Start ``bwrap``; returns our end of the agent's channel."""
+    ) -> None:
+        """Start ``bwrap`` and learn the sandbox's first process, without which it could not be ended."""
         program = compile_filter(architecture(), () if self.hard_limits else UNCOUNTED)
-        ours, theirs = socket.socketpair()
+        self._socket, theirs = socket.socketpair()
         info_read, info_write = os.pipe()
         seccomp = os.memfd_create("seccomp")
         try:
@@ -143,16 +148,15 @@ class BwrapSandbox:
                 )
             os.close(info_write)
             info_write = -1
-            self._init = await _read_init(info_read)
-        except BaseException:
-            ours.close()
-            raise
+            async with asyncio.timeout(START_TIMEOUT_S):
+                self._init = await _read_init(info_read)
+        except TimeoutError:
+            raise SandboxFailed(f"bwrap did not start a process within {START_TIMEOUT_S:g} s") from None
         finally:
             theirs.close()
             for fd in (seccomp, info_read, info_write):
                 if fd >= 0:
                     os.close(fd)
-        return ours
 
     def _settings(self, limits: Limits) -> list[str]:
         settings = [f"nofile={limits.open_files}"]
@@ -210,6 +214,8 @@ class BwrapSandbox:
             await self._init.end()
         if self._guest is not None:
             await self._guest.close()
+        elif self._socket is not None:
+            self._socket.close()
         if self._process is not None:
             await self._wait_bwrap(self._process)
         if self._cgroup is not None:

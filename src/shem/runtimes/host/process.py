@@ -9,10 +9,12 @@ import select
 import shutil
 import signal
 import stat
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
+from shem.cogs.tasks import TaskScope
 from shem.runtimes.base import SandboxFailed
 
 HELPER_TIMEOUT_S = 60.0
@@ -20,9 +22,15 @@ END_TIMEOUT_S = 20.0
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 async def call(command: Sequence[str | Path], *, cwd: Path | None = None) -> str:
     """Run a helper to its end and return its output. Raises :class:`SandboxFailed` with what it complained about."""
+    return await uninterrupted(_call(command, cwd))
+
+
+async def _call(command: Sequence[str | Path], cwd: Path | None) -> str:
     try:
         process = await asyncio.create_subprocess_exec(
             *map(str, command),
@@ -44,6 +52,21 @@ async def call(command: Sequence[str | Path], *, cwd: Path | None = None) -> str
     if process.returncode:
         raise SandboxFailed(f"{command[0]} failed: {text or process.returncode}")
     return text
+
+
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """Do a short piece of work to its end even when cancelled meanwhile; the cancellation is raised then.
+
+    For starting a sandbox: a starter killed half-way leaves a process that nobody knows. ``work`` must keep what it
+    makes where a clean-up finds it, and have time limits of its own.
+    """
+    async with TaskScope("uninterrupted") as scope:
+        task = scope.start(work, "work")
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait({task})
+            raise
 
 
 async def kill_and_wait(process: asyncio.subprocess.Process) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from shem.runtimes.base import Limits, Rootfs, SandboxFailed
 from shem.runtimes.guest.binary import agent_binary
-from shem.runtimes.host.process import call, kill_and_wait, remove_tree
+from shem.runtimes.host.process import call, kill_and_wait, remove_tree, uninterrupted
 from shem.runtimes.host.slots import UIDS, Slot
 from shem.runtimes.host.syscalls import bind_mount, unmount_below
 
@@ -76,11 +76,14 @@ class Stage:
         if not 0 < len(rootfs.layers) <= MAX_LAYERS:
             raise SandboxFailed(f"An image needs 1 to {MAX_LAYERS} layers, not {len(rootfs.layers)}")
         self.slot.make_directory()
-        self.userns_fd = await open_userns(self.slot)
+        await uninterrupted(self._make_userns())
         try:
             await self._mount(rootfs, limits, volumes)
         except OSError as error:
             raise SandboxFailed(f"Cannot lay out the sandbox: {error}") from error
+
+    async def _make_userns(self) -> None:
+        self.userns_fd = await open_userns(self.slot)
 
     async def _mount(self, rootfs: Rootfs, limits: Limits, volumes: Mapping[str, Path]) -> None:
         lower = []

@@ -22,7 +22,7 @@ from shem.runtimes.host.canary import LIMITS, run_canary
 from shem.runtimes.host.cgroups import Cgroup
 from shem.runtimes.host.furnish import furnish
 from shem.runtimes.host.lifetime import Lifetime
-from shem.runtimes.host.process import Watched, remove_tree
+from shem.runtimes.host.process import Watched, remove_tree, uninterrupted
 from shem.runtimes.host.slots import RUN, Slot, abandoned_slots, take_slot
 from shem.runtimes.host.stage import Stage, sweep_mounts
 from shem.runtimes.host.watch import DiskWatch
@@ -45,6 +45,7 @@ class OciSandbox:
         self._cgroup = Cgroup(slot.name)
         self._stage = Stage(slot, directory, may_watch_disk=may_watch_disk)
         self._init: Watched | None = None
+        self._socket: socket.socket | None = None
         self._guest: GuestAgent | None = None
         self._disk: DiskWatch | None = None
         self._last: SandboxUsage | None = None
@@ -69,20 +70,21 @@ class OciSandbox:
             self._disk = DiskWatch(upper, limits.disk_bytes)
         config = configuration(self._stage, limits, self._cgroup.path, settings)
         (self._directory / "config.json").write_text(json.dumps(config))
-        ours, theirs = socket.socketpair()
+        self._socket, theirs = socket.socketpair()
         with theirs:
-            try:
-                self._init = Watched(await self._runtime.run(self._container, self._directory, theirs))
-            except BaseException as error:
-                ours.close()
-                if isinstance(error, ProcessLookupError):
-                    raise SandboxFailed("The sandbox ended while it started") from None
-                raise
-        self._guest = await GuestAgent.attach(ours, oom_kills=self._cgroup.oom_kills)
+            await uninterrupted(self._run(theirs))
+        assert self._init is not None
+        self._guest = await GuestAgent.attach(self._socket, oom_kills=self._cgroup.oom_kills)
         await furnish(self._guest)
         self._life.watch(self._init.wait(), "The sandbox's first process has ended", "init")
         if self._disk is not None:
             self._life.watch(self._disk.wait_exceeded(), "", "disk")
+
+    async def _run(self, theirs: socket.socket) -> None:
+        try:
+            self._init = Watched(await self._runtime.run(self._container, self._directory, theirs))
+        except ProcessLookupError:
+            raise SandboxFailed("The sandbox ended while it started") from None
 
     def usage(self) -> SandboxUsage:
         return self._last or self._cgroup.usage(self._disk.bytes if self._disk else self._stage.disk_bytes())
@@ -98,6 +100,8 @@ class OciSandbox:
             await self._init.end()
         if self._guest is not None:
             await self._guest.close()
+        elif self._socket is not None:
+            self._socket.close()
         self._cgroup.kill()  # what a start that failed half-way has left
         self._last = self.usage()
         with suppress(SandboxFailed):
