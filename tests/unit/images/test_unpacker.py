@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,8 @@ async def unpacker() -> AsyncIterator[Unpacker]:
 def children() -> set[int]:
     found = set[int]()
     for task in Path("/proc/self/task").iterdir():
-        found.update(map(int, (task / "children").read_text().split()))
+        with suppress(FileNotFoundError):  # a thread of an earlier test may end while we look
+            found.update(map(int, (task / "children").read_text().split()))
     return found
 
 

@@ -31,12 +31,13 @@ UNSUPPORTED = "unsupported"
 
 
 class CommandFailed(WorkFailed):
-    """A command of a script did not succeed. ``return_code`` is never 0; an empty code leaves the bare text."""
+    """A command of a script did not succeed. ``return_code`` is never 0; an empty ``code`` leaves the bare text."""
 
-    default_code = ""
+    default_code = "command_failed"
 
     def __init__(self, code: str, text: str, *, return_code: int = 1) -> None:
         super().__init__(text, code=code)
+        self.code = code
         self.return_code = return_code or 1
 
     @property
