@@ -218,7 +218,18 @@ class World:
             self._deal = await self._make()
         return self._deal
 
+    async def _clear(self) -> None:
+        """What earlier deals, and the junk of tests, left on the market: a node takes only so many."""
+        for market in (self.demand, self.offer):
+            for offer in await market.offers():
+                await market.unsubscribe_offer(offer.offer_id)
+            for demand in await market.demands():
+                await market.unsubscribe_demand(demand.demand_id)
+        if self._deal is not None:
+            await self.alice("DELETE", f"{MARKET}/scan/{self._deal.scan_id}")
+
     async def _make(self) -> Deal:
+        await self._clear()
         deal = Deal(node_id=self.alice.node.identity.node_id)
         body = {"totalAmount": "1", "makeDeposit": False, "paymentPlatform": "free"}
         deal.allocation_id = (await self.rent.call("POST", f"{PAYMENT}/allocations", json=body))["allocationId"]

@@ -263,10 +263,9 @@ async def test_a_reader_that_stops_reading_holds_up_nobody(world: World) -> None
 
 
 async def test_a_reader_of_events_that_goes_away_leaves_nothing_behind(world: World) -> None:
-    scan_id = (await drained(world)).scan_id
     deal, batch = await _flood(world, 1 << 10)
     async with nothing_stays_behind(world):
-        for path in (f"{ACTIVITY}/activity/{deal.activity_id}/exec/{batch}", f"{MARKET}/scan/{scan_id}/events"):
+        for path in (f"{ACTIVITY}/activity/{deal.activity_id}/exec/{batch}", f"{MARKET}/scan/{deal.scan_id}/events"):
             for rude in (False, True):
                 head = world.alice.head("GET", path, "Accept: text/event-stream")
                 reader, writer = await world.alice.raw(head)

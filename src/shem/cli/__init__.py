@@ -18,6 +18,10 @@ EXIT = [
     (errors.Refused, 2),
 ]
 
+MAX_LINES = 40
+WRONG_IMAGE = {"bad_image", "image_not_found", "image_digest_mismatch", "registry_not_allowed", "no_default_registry"}
+"""Failures of a start that only another image mends."""
+
 
 def main() -> None:
     """Entry point of ``shem``."""
@@ -41,13 +45,17 @@ def report(error: BaseException) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(stderr=True)
+    from shem.sdk.plain import plain
+
+    # lines are left to the terminal to break: what is copied from them, or read by a program, stays whole
+    console = Console(stderr=True, soft_wrap=True)
     message = error.message if isinstance(error, errors.ShemError) else str(error)
-    console.print(Text("error: ", style="bold red") + Text(message))
+    lines = message.splitlines()[:MAX_LINES] or [type(error).__name__]  # the tail of a child's log has several
+    console.print(Text("error: ", style="bold red") + Text("\n".join(plain(line, 1000) for line in lines)))
     if isinstance(error, errors.ShemError):
         if error.hint:
-            console.print(Text("  → ", style="bold") + Text(error.hint))
-        console.print(Text(f"  code: {error.code}", style="dim"))
+            console.print(Text("  → ", style="bold") + Text(plain(error.hint)))
+        console.print(Text(f"  code: {plain(error.code)}", style="dim"))
     return exit_status(error)
 
 
@@ -56,7 +64,7 @@ def exit_status(error: BaseException) -> int:
     from shem.sdk.types import CommandFailed
 
     if isinstance(error, CommandFailed):
-        return 5
+        return 2 if error.code in WRONG_IMAGE else 5
     return next((status for kind, status in EXIT if isinstance(error, kind)), 1)
 
 

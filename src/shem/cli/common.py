@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,6 +13,7 @@ ApiUrl = Annotated[str | None, typer.Option("--api-url", envvar="YAGNA_API_URL",
 AppKey = Annotated[
     str | None, typer.Option("--app-key", envvar="YAGNA_APPKEY", help="Key for the node.", show_envvar=True)
 ]
+Driver = Annotated[Literal["auto", "bwrap", "oci"], typer.Option(help="Sandbox technology.")]
 Json = Annotated[bool, typer.Option("--json", help="For programs: JSON on stdout.")]
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shem.cli.common import Driver
 from shem.errors import ShemError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def demo(
         "out"
     ),
     providers: Annotated[int, typer.Option(min=1, max=16, help="How many providers.")] = 3,
-    driver: Annotated[str, typer.Option(help="Sandbox technology: auto, bwrap or oci.")] = "auto",
+    driver: Driver = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
 ) -> None:
     """Bring a network up, rent its providers, render an animation in a docker image, pay for it."""

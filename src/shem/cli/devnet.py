@@ -6,10 +6,13 @@ import asyncio
 import json
 import signal
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from shem.cli.common import Driver
 
 app = typer.Typer(help="A whole network on this machine, for tests and tutorials.", no_args_is_help=True)
 
@@ -20,7 +23,7 @@ def run(
     data_dir: Annotated[
         Path | None, typer.Option(help="Keep everybody's data here; default: a temporary directory.")
     ] = None,
-    driver: Annotated[str, typer.Option(help="Sandbox technology: auto, bwrap or oci.")] = "auto",
+    driver: Driver = "auto",
     env_file: Annotated[
         Path | None, typer.Option(help="Write YAGNA_API_URL and YAGNA_APPKEY lines for programs to read.")
     ] = None,
@@ -28,24 +31,34 @@ def run(
 ) -> None:
     """Run a chain, a requestor node and providers, until Ctrl-C."""
     with tempfile.TemporaryDirectory(prefix="shem-devnet-") as scratch:
-        asyncio.run(_serve(data_dir or Path(scratch), providers, driver, env_file, as_json))
+        asyncio.run(_serve((data_dir or Path(scratch)).absolute(), providers, driver, env_file, as_json))
 
 
 async def _serve(root: Path, providers: int, driver: str, env_file: Path | None, as_json: bool) -> None:
     from shem.testing.devnet import Devnet
 
-    ended = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    serving, loop = asyncio.current_task(), asyncio.get_running_loop()
+    assert serving is not None
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ended.set)
-    async with Devnet(root, providers=providers, driver=driver) as net:
-        if env_file is not None:
-            env_file.write_text("".join(f"{name}={value}\n" for name, value in net.env.items()))
-        if as_json:
-            print(json.dumps(net.as_dict()), flush=True)
-        else:
-            typer.echo("the network runs; point programs at it with:")
-            for name, value in net.env.items():
-                typer.echo(f"  export {name}={value}")
-            typer.echo("Ctrl-C ends it.")
-        await ended.wait()
+        loop.add_signal_handler(number, serving.cancel)
+    net = Devnet(root, providers=providers, driver=driver)
+    try:
+        with suppress(asyncio.CancelledError):  # the signal that ends it, also while it still starts
+            async with net:
+                _tell(net.env, env_file, json.dumps(net.as_dict()) if as_json else "")
+                await asyncio.Event().wait()
+    finally:
+        await net.stop()  # what came up of a start that failed
+
+
+def _tell(env: dict[str, str], env_file: Path | None, line: str) -> None:
+    if env_file is not None:
+        env_file.touch(mode=0o600)  # it holds a key: for the owner's eyes
+        env_file.write_text("".join(f"{name}={value}\n" for name, value in env.items()))
+    if line:
+        print(line, flush=True)
+        return
+    typer.echo("the network runs; point programs at it with:")
+    for name, value in env.items():
+        typer.echo(f"  export {name}={value}")
+    typer.echo("Ctrl-C ends it.")

@@ -24,7 +24,11 @@ def show(api_url: ApiUrl = None, app_key: AppKey = None, as_json: Json = False) 
         async with ApiClient(url, key) as http:
             me = await http.call("GET", "/me", timeout_s=10)
             place = await http.call("GET", "/shem-api/v1/node", timeout_s=10)
-            return {"node_id": me["identity"], "app_key_name": me["name"], **place}
+            return {
+                "node_id": me["identity"],
+                "app_key_name": me["name"],
+                **{name: place[name] for name in ("name", "version", "address", "peers")},
+            }
 
     facts = asyncio.run(ask())
     if as_json:

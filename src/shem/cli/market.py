@@ -30,24 +30,45 @@ def scan(
     if as_json:
         print(json.dumps(offers))
         return
+    from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"{len(offers)} offers", title_justify="left")
-    for heading in ("provider", "id", "runtime", "threads", "GiB", "disk", "start", "hour", "CPU hour"):
-        table.add_column(heading)
+    table = Table(title=_count(offers), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("provider", overflow="fold")
+    for heading in ("id", "runtime", "threads", "GiB", "disk"):
+        table.add_column(heading, justify="left" if heading in ("id", "runtime") else "right", no_wrap=True)
+    for heading in ("start", "hour", "CPU hour"):
+        table.add_column(heading, justify="right", overflow="fold")  # a price may be broken, and is never cut
     for offer in offers:
-        p = offer["properties"]
-        table.add_row(
-            str(p.get("golem.node.id.name", "")),
-            offer["providerId"][:10],
-            f"{p.get('golem.runtime.name', '')}/{p.get('golem.!exp.shem.v1.runtime.driver', '?')}",
-            str(p.get("golem.inf.cpu.threads", "")),
-            f"{p.get('golem.inf.mem.gib', 0):.1f}",
-            f"{p.get('golem.inf.storage.gib', 0):.0f}",
-            *_price(p),
-        )
+        table.add_row(*(Text(cell) for cell in _row(offer)))
     Console().print(table)
+
+
+def _count(offers: list[dict[str, Any]]) -> str:
+    return "1 offer" if len(offers) == 1 else f"{len(offers)} offers"
+
+
+def _row(offer: dict[str, Any]) -> list[str]:
+    """What strangers published: of any type, of any length."""
+    from shem.sdk.plain import plain
+
+    p = offer["properties"]
+    runtime = f"{p.get('golem.runtime.name', '?')}/{p.get('golem.!exp.shem.v1.runtime.driver', '?')}"
+    return [
+        plain(p.get("golem.node.id.name", ""), 24),
+        offer["providerId"][:10],
+        plain(runtime, 12),
+        _size(p.get("golem.inf.cpu.threads"), 0),
+        _size(p.get("golem.inf.mem.gib"), 1),
+        _size(p.get("golem.inf.storage.gib"), 0),
+        *_price(p),
+    ]
+
+
+def _size(value: object, digits: int) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, int | float) and abs(value) < 1e6 else "?"
 
 
 def _price(properties: dict[str, Any]) -> tuple[str, str, str]:

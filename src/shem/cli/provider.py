@@ -47,11 +47,11 @@ def run(
 
     url, key = credentials(api_url, app_key)
     config = load_provider_config(
-        data_dir or Path(os.environ.get("SHEM_PROVIDER_DIR") or default_data_dir() / "provider"),
+        (data_dir or Path(os.environ.get("SHEM_PROVIDER_DIR") or default_data_dir() / "provider")).absolute(),
         {
             "name": name,
             "driver": driver,
-            "images_dir": images,
+            "images_dir": images.absolute() if images else None,
             "price_start": price_start,
             "price_hourly": price_hourly,
             "price_cpu_hourly": price_cpu_hourly,

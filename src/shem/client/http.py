@@ -6,6 +6,8 @@ GET is retried on a lost connection (it changes nothing); nothing else is: only 
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
@@ -35,6 +37,9 @@ _RECONNECT_S = 0.1
 """Between two tries at a node that refuses connections: they cost nothing on the same machine."""
 
 
+_ADDRESS = re.compile(r"https?://[^/\s?#]+(?:/[^\s?#]*)?")
+
+
 class NodeUnreachable(errors.PeerFailed):
     """Our own node does not answer."""
 
@@ -49,6 +54,13 @@ class ApiClient:
     """
 
     def __init__(self, base_url: str, app_key: str, *, patience_s: float = 0.0) -> None:
+        """Raises :class:`~shem.errors.Misconfigured` (``bad_api_url``)."""
+        if not _ADDRESS.fullmatch(base_url):
+            raise errors.Misconfigured(
+                f"{base_url[:100]!r} is not the address of a node",
+                code="bad_api_url",
+                hint="write it as http://127.0.0.1:7465",
+            )
         self.base_url = base_url.rstrip("/")
         self._app_key = app_key
         self._patience_s = patience_s
@@ -145,8 +157,12 @@ class ApiClient:
                     raise self._unreachable(error) from error
 
     def _unreachable(self, error: aiohttp.ClientError) -> NodeUnreachable:
+        reason = str(error) or type(error).__name__
+        if isinstance(error, aiohttp.ClientConnectorError):
+            number = error.os_error.errno or 0
+            reason = os.strerror(number) if number > 0 else (error.os_error.strerror or reason)
         return NodeUnreachable(
-            f"no answer from the node at {self.base_url}: {error}", hint="is it running? see 'shem node run'"
+            f"no answer from the node at {self.base_url}: {reason}", hint="is it running? see 'shem node run'"
         )
 
     async def events(
@@ -203,6 +219,8 @@ def error_of(status: int, body: bytes) -> BaseException:
         details = raw if isinstance(raw, dict) else {}
     if status == 408:
         return TimeoutError(message)
+    if status == 401:
+        code, hint = code or "not_authenticated", hint or "check the app key (YAGNA_APPKEY); each node has its own"
     kind = errors.MoneyShort if code.startswith("money_") else _KINDS.get(status, errors.ShemError)
     error = kind(message, code=code or f"http_{status}", hint=hint)
     error.details = details

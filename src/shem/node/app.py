@@ -7,6 +7,7 @@ an answer gets it from a whole node. On the way out REST closes first, then serv
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import logging
 import os
@@ -75,8 +76,15 @@ class Node:
 
     async def _start(self) -> None:
         config, clock = self.config, SystemClock()
-        config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._stack.callback(_lock(config.data_dir / "lock"))
+        try:
+            config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._stack.callback(_lock(config.data_dir / "lock"))
+        except OSError as error:
+            raise Misconfigured(
+                f"the data directory {config.data_dir} cannot be used: {error.strerror}",
+                code="data_dir_unusable",
+                hint="choose another --data-dir, or make this one yours",
+            ) from error
         self.db = Database(config.data_dir / "node.db")
         self._stack.callback(self.db.close)
         self.identity = Identity.open_or_create(config.data_dir)
@@ -129,10 +137,14 @@ class Node:
         try:
             await site.start()
         except OSError as error:
+            number = error.errno or 0
+            reason = os.strerror(number) if number > 0 else error.strerror
             raise Misconfigured(
-                f"REST cannot listen on {self.config.api_host}:{self.config.api_port}: {error.strerror}",
+                f"REST cannot listen on {self.config.api_host}:{self.config.api_port}: {reason}",
                 code="cannot_listen",
-                hint="another node may run there already; choose another --api-port",
+                hint="another node may run there already; choose another --api-port"
+                if number == errno.EADDRINUSE
+                else "choose another --api-host or --api-port",
             ) from error
         host, port = runner.addresses[0][:2]
         self.api_url = f"http://{host}:{port}"
@@ -158,6 +170,11 @@ async def run_node(config: NodeConfig, ready: Callable[[dict[str, str]], None]) 
     async with Node(config) as node:
         ready({"api_url": node.api_url, "node_id": node.identity.node_id, "address": node.peers.address()})
         log.info("node %s serves %s", node.identity.node_id, node.api_url)
+        if not node.keys.list():
+            log.warning(
+                "no program may use this node yet: give it a key with YAGNA_AUTOCONF_APPKEY or app_key in its %s",
+                config.data_dir / "config.toml",
+            )
         await stop.wait()
         log.info("stopping")
 

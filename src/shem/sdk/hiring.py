@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -44,12 +45,32 @@ MAX_DEMANDS = 16
 MAX_CANDIDATES = 10_000
 FORGIVE_S = 20.0
 """A provider that was asked in vain is asked after all others for so long."""
+NEWCOMER_S = 3.0
+"""When all have said no for good, somebody new is waited for so long."""
+IS_FINAL = "golem.proposal.rejection.is-final"
+_CODE = re.compile(r"[a-z][a-z0-9_]{0,60}")
 
 
 class NoProviders(PeerFailed):
     """Nobody could be rented in time. ``details`` say how many offers there are and what keeps them from matching."""
 
     default_code = "no_providers"
+
+
+class ProposalRejected(Refused):
+    """A provider said no. ``final``: it will say so again to the same demand."""
+
+    default_code = "proposal_rejected"
+
+    def __init__(self, message: str, *, code: str = "", final: bool = False) -> None:
+        super().__init__(message, code=code)
+        self.final = final
+
+
+class RefusedByAll(Refused):
+    """Every provider there is has said no for good: the demand itself must change. The code is the last one's."""
+
+    default_code = "refused_by_all"
 
 
 @dataclass(frozen=True)
@@ -108,6 +129,8 @@ class Hiring:
         self._renewing = asyncio.Lock()
         self._in_use: Counter[str] = Counter()
         self._in_vain: dict[str, float] = {}
+        self._refusals: dict[str, ProposalRejected] = {}
+        """Providers that said no for good, and their words."""
         self._count = 0
         self._seen: set[str] = set()
         self._last_refusal: str = ""
@@ -124,7 +147,8 @@ class Hiring:
             await self._withdraw(demand_id)
 
     async def hire(self, timeout_s: float) -> Hired:
-        """An approved agreement. Raises :class:`NoProviders` when there is none after ``timeout_s``."""
+        """An approved agreement. Raises :class:`NoProviders` when there is none after ``timeout_s``, and
+        :class:`RefusedByAll` once there will be none."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         while True:
@@ -137,6 +161,8 @@ class Hiring:
                     return hired
                 continue
             left = deadline - loop.time()
+            if self._all_refused():
+                left = min(left, max(self._in_vain[p] for p in self._refusals) + NEWCOMER_S - loop.time())
             if left <= 0:
                 raise await self._explain(timeout_s)
             await self._wait_for_more(left)
@@ -155,7 +181,9 @@ class Hiring:
     def _pick(self) -> Candidate | None:
         """The best: not left, least used by us, not asked in vain just now, cheapest, first come."""
         now = asyncio.get_running_loop().time()
-        self._candidates = [c for c in self._candidates if c.provider_id not in self._left]
+        self._candidates = [
+            c for c in self._candidates if c.provider_id not in self._left and c.provider_id not in self._refusals
+        ]
         best = min(
             self._candidates,
             default=None,
@@ -169,6 +197,9 @@ class Hiring:
         if best is not None:
             self._candidates.remove(best)
         return best
+
+    def _all_refused(self) -> bool:
+        return bool(self._refusals) and self._seen <= self._refusals.keys()
 
     async def _wait_for_more(self, left_s: float) -> None:
         self._changed.clear()
@@ -218,8 +249,7 @@ class Hiring:
                 if isinstance(event, ProposalEvent):
                     self._proposed(demand_id, event.proposal)
                 elif isinstance(event, ProposalRejectedEvent):
-                    reason = str((event.reason or {}).get("message", "no reason given"))
-                    self._answered(event.proposal_id, Refused(reason, code="proposal_rejected"))
+                    self._answered(event.proposal_id, _rejection(event.reason or {}))
 
     def _answer_to(self, counter_id: str) -> asyncio.Future[Proposal | Refused]:
         return self._answers.setdefault(counter_id, asyncio.get_running_loop().create_future())
@@ -274,6 +304,8 @@ class Hiring:
             log.info("no agreement with %s: %s", candidate.name, reason)
             self._last_refusal = f"{candidate.name}: {reason}"
             self._in_vain[candidate.provider_id] = asyncio.get_running_loop().time()
+            if isinstance(error, ProposalRejected) and error.final:
+                self._refusals[candidate.provider_id] = error
             if isinstance(error, NodeUnreachable):
                 await asyncio.sleep(0.2)
             return None
@@ -321,8 +353,15 @@ class Hiring:
 
     # -- explaining
 
-    async def _explain(self, waited_s: float) -> NoProviders:
+    async def _explain(self, waited_s: float) -> NoProviders | RefusedByAll:
         """Say what keeps offers from matching: for each part of our filter, how many offers it turns away."""
+        if self._all_refused():
+            last = list(self._refusals.values())[-1]
+            return RefusedByAll(
+                f"all {len(self._refusals)} providers refuse: {last.message}",
+                code=last.code,
+                hint="change what is asked for: the image, the resources, or the time",
+            )
         _, constraints = self._demand()
         offers = await self._all_offers()
         if not offers:
@@ -351,6 +390,16 @@ class Hiring:
 
 async def _run(call: Callable[[], Awaitable[None]]) -> None:
     await call()
+
+
+def _rejection(reason: Mapping[str, Any]) -> ProposalRejected:
+    """What a provider's words come to; they are free text, and bounded here."""
+    code = reason.get("code")
+    return ProposalRejected(
+        str(reason.get("message") or "no reason given")[:500],
+        code=code if isinstance(code, str) and _CODE.fullmatch(code) else "",
+        final=reason.get(IS_FINAL) is True,
+    )
 
 
 def _parts(constraints: str) -> list[str]:

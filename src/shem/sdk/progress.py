@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,8 +19,13 @@ from rich.table import Table
 from rich.text import Text
 
 from shem.sdk import events
+from shem.sdk.plain import plain
 from shem.sdk.report import Report
 from shem.terms.amounts import format_amount
+
+MAX_NAME = 24
+"""Characters of a provider's name that are shown."""
+MAX_NOTE = 40
 
 
 class _WorkBar(BarColumn):
@@ -75,7 +81,7 @@ class ProgressDisplay:
             case events.RentalProgress(rental=rental, provider_name=name, message=message, done=done, total=total):
                 row = self._row(rental, name)
                 amount = f" {done >> 20}/{total >> 20} MiB" if done and total and event.unit == "Bytes" else ""
-                self._progress.update(row, note=message + amount)
+                self._progress.update(row, note=plain(message + amount, MAX_NOTE))
             case events.RentalStarted(rental=rental, provider_name=name):
                 self._progress.update(self._row(rental, name), note="ready")
             case events.TaskStarted(task=task, rental=rental, provider_name=name):
@@ -89,21 +95,26 @@ class ProgressDisplay:
                     self._progress.advance(self._rows[rental])
             case events.TaskFailed(task=task, reason=reason, retried=retried):
                 what = "goes to another machine" if retried else "given up"
-                self._progress.console.print(f"task {task} failed and {what}: {reason}", markup=False, style="yellow")
+                self._warn(f"task {task} failed and {what}: {plain(reason)}")
             case events.ProviderLeft(provider_name=name, reason=reason):
-                self._progress.console.print(f"{name} is left: {reason}", markup=False, style="yellow")
+                self._warn(f"{plain(name, MAX_NAME)} is left: {plain(reason)}")
             case events.RentalEnded(rental=rental, reason=reason) if rental in self._rows:
                 row = self._rows[rental]
                 # a total makes the row finished, so that its spinner rests
-                self._progress.update(row, note=reason, total=self._progress.tasks[row].completed)
+                self._progress.update(row, note=plain(reason, MAX_NOTE), total=self._progress.tasks[row].completed)
                 self._progress.stop_task(row)
             case _:
                 pass
 
+    def _warn(self, words: str) -> None:
+        self._progress.console.print(words, markup=False, highlight=False, style="yellow")
+
     def _row(self, rental: int, name: str) -> TaskID:
         self._start()
         if rental not in self._rows:
-            self._rows[rental] = self._progress.add_task(f"  {name}", total=None, note="", machine=True)
+            self._rows[rental] = self._progress.add_task(
+                f"  {plain(name, MAX_NAME)}", total=None, note="", machine=True
+            )
         return self._rows[rental]
 
     def close(self) -> None:
@@ -119,12 +130,21 @@ class ProgressDisplay:
 
 def show_bill(report: Report, console: Console) -> None:
     """Per provider: what it did and what it cost; then each settled payment with its hash and block."""
-    table = Table(title="Who did what, for how much", title_justify="left")
-    for heading in ("provider", "tasks", "busy", f"cost {report.token}".strip(), "paid"):
-        table.add_column(heading, justify="left" if heading == "provider" else "right", no_wrap=heading != "provider")
+    table = Table(title="Who did what, for how much", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("provider", overflow="fold")
+    table.add_column("tasks", justify="right", no_wrap=True)
+    table.add_column("busy", justify="right", no_wrap=True)
+    for heading in (f"cost {report.token}".strip(), "paid"):
+        table.add_column(heading, justify="right", overflow="fold")  # a sum may be broken, and is never cut
     for p in report.providers.values():
         if p.rentals or p.cost:
-            table.add_row(p.name, str(p.tasks), f"{p.busy_s:.1f} s", format_amount(p.cost), format_amount(p.paid))
+            table.add_row(
+                Text(plain(p.name, MAX_NAME)),
+                str(p.tasks),
+                f"{p.busy_s:.1f} s",
+                format_amount(p.cost),
+                format_amount(p.paid),
+            )
     table.add_section()
     table.add_row("all", str(report.tasks_done), "", format_amount(report.cost), format_amount(report.paid))
     console.print(table)
@@ -133,5 +153,5 @@ def show_bill(report: Report, console: Console) -> None:
         console.print("Settled on the chain", style="bold")
     for name, payment in payments:
         # one line each, however long: a hash that is cut cannot be looked up
-        line = f"  {name}  block {payment.block_number}  {payment.tx_hash}"
+        line = f"  {plain(name, MAX_NAME)}  block {payment.block_number}  {payment.tx_hash}"
         console.print(line, soft_wrap=True, markup=False, highlight=False)

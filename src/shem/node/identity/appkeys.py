@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from shem.errors import NotFound, Refused
+from shem.node.config import MAX_KEY, MIN_KEY
 from shem.node.db import Database
 from shem.terms.ids import NodeId
 
 AUTOCONFIGURED = "autoconfigured"
 """Name of the key that configuration asks for; programs look for it by this name."""
-MIN_KEY = 8
 
 _SCHEMA = [
     """
@@ -58,8 +58,8 @@ class AppKeys:
         if not 0 < len(name) <= 100:
             raise Refused("a key needs a name of at most 100 characters", code="bad_key_name")
         secret = key or secrets.token_hex(16)
-        if not MIN_KEY <= len(secret) <= 200:
-            raise Refused(f"an app key has from {MIN_KEY} to 200 characters", code="bad_key")
+        if not MIN_KEY <= len(secret) <= MAX_KEY:
+            raise Refused(f"an app key has from {MIN_KEY} to {MAX_KEY} characters", code="bad_key")
         digest = _digest(secret)
         with self._db.transaction(durable=True) as connection:
             old = connection.execute("select digest from app_key where name = ?", (name,)).fetchone()
