@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from shem.node.config import default_data_dir, load_config
+from shem.cogs.places import default_data_dir
+from shem.node.config import load_config
 
 app = typer.Typer(help="The node: your place in the network.", no_args_is_help=True)
 

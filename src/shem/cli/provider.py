@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from shem.cli.common import ApiUrl, AppKey, credentials
-from shem.node.config import default_data_dir
+from shem.cogs.places import default_data_dir
 
 app = typer.Typer(help="The provider agent: offer this machine and be paid for its work.", no_args_is_help=True)
 

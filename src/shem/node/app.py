@@ -11,6 +11,7 @@ import errno
 import fcntl
 import logging
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -21,13 +22,14 @@ from typing import Any
 from aiohttp import web
 
 from shem.cogs.clock import SystemClock
+from shem.cogs.places import KEY_FILE
 from shem.errors import Misconfigured
 from shem.node.activity.service import Activities
 from shem.node.config import NodeConfig
 from shem.node.db import Database
 from shem.node.files.service import Files
 from shem.node.files.service import Limits as FileLimits
-from shem.node.identity.appkeys import AUTOCONFIGURED, AppKeys
+from shem.node.identity.appkeys import AUTOCONFIGURED, LOCAL, AppKeys
 from shem.node.identity.keys import Identity
 from shem.node.market.service import Market
 from shem.node.payment.drivers.base import PaymentDriver
@@ -91,6 +93,8 @@ class Node:
         self.keys = AppKeys(self.db)
         if config.app_key:
             self.keys.create(AUTOCONFIGURED, self.identity.node_id, config.app_key)
+        elif not (config.data_dir / KEY_FILE).exists():
+            self._leave_key(config.data_dir / KEY_FILE)
 
         self.peers = PeerNetwork(self.identity, self._transport, clock=clock)
         self.market = Market(self.db, self.peers, {self.identity.node_id: self.identity}, clock)
@@ -113,6 +117,12 @@ class Node:
         for address in config.bootstrap:
             self.peers.add_bootstrap(address)
         await self._open_rest()
+
+    def _leave_key(self, path: Path) -> None:
+        """A key for programs of the user who runs this node, where they look for it."""
+        key = self.keys.create(LOCAL, self.identity.node_id, secrets.token_hex(16))
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(key + "\n")
 
     async def _open_rest(self) -> None:
         routes = [
@@ -170,11 +180,6 @@ async def run_node(config: NodeConfig, ready: Callable[[dict[str, str]], None]) 
     async with Node(config) as node:
         ready({"api_url": node.api_url, "node_id": node.identity.node_id, "address": node.peers.address()})
         log.info("node %s serves %s", node.identity.node_id, node.api_url)
-        if not node.keys.list():
-            log.warning(
-                "no program may use this node yet: give it a key with YAGNA_AUTOCONF_APPKEY or app_key in its %s",
-                config.data_dir / "config.toml",
-            )
         await stop.wait()
         log.info("stopping")
 

@@ -60,15 +60,6 @@ _ENVIRONMENT = {
 }
 
 
-def default_data_dir(environ: Mapping[str, str] | None = None) -> Path:
-    """``$SHEM_DATA_DIR``, else ``$XDG_DATA_HOME/shem``, else ``~/.local/share/shem``."""
-    env = os.environ if environ is None else environ
-    if chosen := env.get("SHEM_DATA_DIR"):
-        return Path(chosen)
-    base = env.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "shem"
-
-
 def load_config(data_dir: Path, overrides: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> NodeConfig:
     """Read ``data_dir/config.toml`` and lay the environment and ``overrides`` (``None`` = not given) over it.
 

@@ -24,6 +24,7 @@ from shem.client.files import FilesApi
 from shem.client.http import ApiClient, NodeUnreachable
 from shem.client.market import MarketApi
 from shem.client.payment import PaymentApi
+from shem.cogs.places import local_app_key
 from shem.cogs.tasks import TaskScope
 from shem.errors import Misconfigured, PeerFailed, Refused, ShemError
 from shem.sdk import events
@@ -67,7 +68,8 @@ class Golem:
     ``budget``: the most that is ever spent, as a decimal string of tokens: work stops while what was done can still be
     paid. ``platform``: which payment platform
     (``erc20-polygon-glm`` …; default: the node's first). ``api_url`` and ``app_key`` default to ``YAGNA_API_URL`` and
-    ``YAGNA_APPKEY``. ``max_hourly``: offers whose fully used hour costs more are passed over. ``progress``: draw a live
+    ``YAGNA_APPKEY``, and else to this user's own node. ``max_hourly``: offers whose fully used hour costs more are passed
+    over. ``progress``: draw a live
     picture on stderr (default: when it is a terminal). ``listener`` gets every :data:`~shem.sdk.events.Event`.
     """
 
@@ -86,7 +88,7 @@ class Golem:
         self._budget = parse_amount(budget)
         self._platform = platform
         self._api_url = api_url or os.environ.get("YAGNA_API_URL") or DEFAULT_API_URL
-        self._app_key = app_key or os.environ.get("YAGNA_APPKEY") or ""
+        self._app_key = app_key or local_app_key()
         self._subnet = subnet or os.environ.get("YAGNA_SUBNET") or "public"
         self._max_hourly = None if max_hourly is None else parse_amount(max_hourly)
         self._session_id = uuid.uuid4().hex
@@ -118,7 +120,7 @@ class Golem:
             raise Misconfigured(
                 "there is no app key",
                 code="no_app_key",
-                hint="set YAGNA_APPKEY, or pass app_key= (see 'shem devnet run')",
+                hint="start a node (shem node run) or a devnet (shem devnet run), or set YAGNA_APPKEY",
             )
         try:
             self._http = await self._stack.enter_async_context(

@@ -107,7 +107,8 @@ class Golem(Facade[_golem.Golem]):
     ``budget``: the most that is ever spent, as a decimal string of tokens: work stops while what was done can still be
     paid. ``platform``: which payment platform
     (``erc20-polygon-glm`` …; default: the node's first). ``api_url`` and ``app_key`` default to ``YAGNA_API_URL`` and
-    ``YAGNA_APPKEY``. ``max_hourly``: offers whose fully used hour costs more are passed over. ``progress``: draw a live
+    ``YAGNA_APPKEY``, and else to this user's own node. ``max_hourly``: offers whose fully used hour costs more are passed
+    over. ``progress``: draw a live
     picture on stderr (default: when it is a terminal). ``listener`` gets every :data:`~shem.sdk.events.Event`.
     """
 

@@ -18,6 +18,8 @@ from shem.terms.ids import NodeId
 
 AUTOCONFIGURED = "autoconfigured"
 """Name of the key that configuration asks for; programs look for it by this name."""
+LOCAL = "local"
+"""Name of the key that lies in the data directory."""
 
 _SCHEMA = [
     """
