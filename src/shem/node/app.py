@@ -27,6 +27,7 @@ from shem.errors import Misconfigured
 from shem.node.activity.service import Activities
 from shem.node.config import NodeConfig
 from shem.node.db import Database
+from shem.node.files.readers import Readers
 from shem.node.files.service import Files
 from shem.node.files.service import Limits as FileLimits
 from shem.node.identity.appkeys import AUTOCONFIGURED, LOCAL, AppKeys
@@ -99,7 +100,9 @@ class Node:
         self.peers = PeerNetwork(self.identity, self._transport, clock=clock)
         self.market = Market(self.db, self.peers, {self.identity.node_id: self.identity}, clock)
         spool = FileLimits(total_bytes=config.max_spool_bytes)
-        self.files = Files(self.db, self.peers, config.data_dir / "files", clock, spool)
+        self.files = Files(
+            self.db, self.peers, config.data_dir / "files", clock, spool, may_read=Readers(self.market).may_read
+        )
         self.activities = Activities(self.db, self.peers, self.market, clock)
         drivers: list[PaymentDriver] = [FreeDriver()]
         if networks := networks_from(config.networks):

@@ -113,6 +113,10 @@ class Market:
                 continue
         raise AgreementNotFound(f"Agreement [{agreement_id[:80]}] not found.")
 
+    def approved(self) -> list[Agreement]:
+        """All agreements that are in force, of every identity of this node."""
+        return [a for owner in self.core.identities for a in self.core.store.agreements(owner, state="Approved")]
+
     def on_agreement(self, handler: Callable[[Agreement, str], None]) -> None:
         """``handler(agreement, new state)`` is called inside the transaction that changes the state.
 
