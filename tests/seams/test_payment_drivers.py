@@ -174,7 +174,7 @@ async def test_order_id_is_paid_once_for_ever(seam):
 
 async def test_order_of_a_transaction_that_is_rolled_back_never_was(seam):
     lost, kept = seam.order(5 * TGLM), seam.order(TGLM)
-    with pytest.raises(ZeroDivisionError), seam.db.transaction(durable=True) as connection:  # noqa: PT012
+    with pytest.raises(ZeroDivisionError), seam.db.transaction(durable=True) as connection:
         seam.driver.pay(connection, lost)
         raise ZeroDivisionError
     seam.pay(kept)
