@@ -1,8 +1,8 @@
-"""Compile the contracts and write (or, with ``--check``, compare) their artifacts.
+"""Compile the contracts and write their artifacts; ``--compare`` compiles and compares, ``--check`` only looks at hashes.
 
 An artifact holds what a caller needs (ABI, bytecode, runtime bytecode, storage layout) and what a reader needs to trust
 it: compiler and version, settings, SHA-256 of the source. The compiler gives the same bytes on every machine, so the
-check is a plain comparison. Needs the compiler (dependency group ``build``); nothing at run time does.
+comparison is a plain one. All but ``--check`` need the compiler (dependency group ``build``); nothing at run time does.
 """
 
 from __future__ import annotations
@@ -45,24 +45,40 @@ def render(artifact: dict[str, Any]) -> str:
     return json.dumps(artifact, indent=1) + "\n"
 
 
+def is_current(source: Path, target: Path) -> bool:
+    """Whether the artifact was made from this very source, by this tool's settings. Needs no compiler."""
+    if not target.exists():
+        return False
+    artifact = json.loads(target.read_text())
+    settings = {"evmVersion": EVM_VERSION, "optimize": OPTIMIZE}
+    digest = hashlib.sha256(source.read_text().encode()).hexdigest()
+    return bool(artifact["sourceSha256"] == digest and artifact["settings"] == settings)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 1 when an artifact is stale or missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--check", action="store_true", help="compare only; exit 1 on a difference")
-    check = parser.parse_args(arguments).check
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--check", action="store_true", help="compare hashes of sources only; exit 1 on a difference")
+    how.add_argument("--compare", action="store_true", help="compile and compare; exit 1 on a difference")
+    options = parser.parse_args(arguments)
     stale = 0
     for source in sorted(SOURCES.glob("*.vy")):
         target = ARTIFACTS / f"{source.stem}.json"
-        fresh = render(compile_contract(source))
-        if target.exists() and target.read_text() == fresh:
+        if options.check:
+            current = is_current(source, target)
+        else:
+            fresh = render(compile_contract(source))
+            current = target.exists() and target.read_text() == fresh
+        if current:
             continue
         stale += 1
-        if check:
-            print(f"{target.relative_to(ROOT)} is not what {source.name} compiles to")
+        if options.check or options.compare:
+            print(f"{target.relative_to(ROOT)} is not what {source.name} compiles to: run tools/build_contracts.py")
         else:
             target.write_text(fresh)
             print(f"wrote {target.relative_to(ROOT)}")
-    return 1 if check and stale else 0
+    return 1 if stale and (options.check or options.compare) else 0
 
 
 if __name__ == "__main__":
