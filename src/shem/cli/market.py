@@ -30,12 +30,13 @@ def scan(
     if as_json:
         print(json.dumps(offers))
         return
-    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=_count(offers), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    from shem.sdk.progress import LEAN
+
+    table = Table(title=_count(offers), **LEAN)
     table.add_column("provider", overflow="fold")
     for heading in ("id", "runtime", "threads", "GiB", "disk"):
         table.add_column(heading, justify="left" if heading in ("id", "runtime") else "right", no_wrap=True)

@@ -31,11 +31,12 @@ def status(api_url: ApiUrl = None, app_key: AppKey = None, as_json: Json = False
     if as_json:
         print(json.dumps({"platforms": platforms, "problems": problems}))
         return
-    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Payment", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    from shem.sdk.progress import LEAN
+
+    table = Table(title="Payment", **LEAN)
     table.add_column("", no_wrap=True)
     for p in platforms:
         table.add_column(p["platform"], justify="right", overflow="fold")  # a sum may be broken, and is never cut

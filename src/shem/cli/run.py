@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -11,8 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from shem.cli.common import ApiUrl, AppKey, credentials
+from shem.errors import ShemError
 
 WORK = PurePosixPath("/work")
+BROKEN_PIPE = 128 + 13
+"""What a shell shows for a program whose reader went away."""
 
 
 def run(
@@ -70,22 +74,41 @@ async def _run(
     from shem.sdk import CommandFailed, Golem, Need
     from shem.sdk.events import Event, OutputReceived
 
+    work = asyncio.current_task()
+    unread: list[int] = []
+
     def show(event: Event) -> None:
-        if isinstance(event, OutputReceived):
+        if isinstance(event, OutputReceived) and not unread:
             out = sys.stdout if event.stream == 1 else sys.stderr
-            out.buffer.write(event.data)
-            out.flush()
+            try:
+                out.buffer.write(event.data)
+                out.flush()
+            except BrokenPipeError:
+                # as with `| head`: nobody wants more, so nothing more is paid for
+                unread.append(event.stream)
+                os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+                if work is not None:
+                    work.cancel()
 
     golem = Golem(progress=False, listener=show, **session)
     code, failure = 0, None
-    async with golem:
-        try:
-            need = Need(memory_gib=size[0], cpu_threads=size[1])
-            await golem.run(image, command, inputs=inputs, outputs=outputs, need=need, **options)
-        except CommandFailed as error:
-            if error.code != "nonzero_exit":
-                raise
-            failure, code = error, error.result.exit_code
+    try:
+        async with golem:
+            try:
+                need = Need(memory_gib=size[0], cpu_threads=size[1])
+                await golem.run(image, command, inputs=inputs, outputs=outputs, need=need, **options)
+            except CommandFailed as error:
+                if error.code != "nonzero_exit":
+                    raise
+                failure, code = error, error.result.exit_code
+    except asyncio.CancelledError:
+        if not unread:
+            raise
+        return BROKEN_PIPE
+    except ShemError as error:
+        if as_json:
+            print(json.dumps(golem.report.as_dict() | {"exit_code": None, "error": error.as_dict()}))
+        raise
     if as_json:
         report = golem.report.as_dict() | {"exit_code": code, "message": failure.message if failure else None}
         print(json.dumps(report))

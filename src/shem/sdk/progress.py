@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich import box
 from rich.console import Console
 from rich.progress import (
@@ -26,6 +28,8 @@ from shem.terms.amounts import format_amount
 MAX_NAME = 24
 """Characters of a provider's name that are shown."""
 MAX_NOTE = 40
+LEAN: dict[str, Any] = {"box": box.SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0), "title_justify": "left"}
+"""How tables look: without a frame, so that 18 decimals twice fit into 80 columns."""
 
 
 class _WorkBar(BarColumn):
@@ -130,7 +134,7 @@ class ProgressDisplay:
 
 def show_bill(report: Report, console: Console) -> None:
     """Per provider: what it did and what it cost; then each settled payment with its hash and block."""
-    table = Table(title="Who did what, for how much", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title="Who did what, for how much", **LEAN)
     table.add_column("provider", overflow="fold")
     table.add_column("tasks", justify="right", no_wrap=True)
     table.add_column("busy", justify="right", no_wrap=True)
