@@ -63,7 +63,7 @@ class ApiClient:
             )
         self.base_url = base_url.rstrip("/")
         self._app_key = app_key
-        self._patience_s = patience_s
+        self.patience_s = patience_s
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> ApiClient:
@@ -139,7 +139,7 @@ class ApiClient:
         if json is not ...:
             body = encode(json)
             sent["Content-Type"] = "application/json"
-        attempt, patience_ends = 0, time.monotonic() + self._patience_s
+        attempt, patience_ends = 0, time.monotonic() + self.patience_s
         while True:
             attempt += 1
             try:

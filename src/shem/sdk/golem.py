@@ -123,9 +123,7 @@ class Golem:
                 hint="start a node (shem node run) or a devnet (shem devnet run), or set YAGNA_APPKEY",
             )
         try:
-            self._http = await self._stack.enter_async_context(
-                ApiClient(self._api_url, self._app_key, patience_s=NODE_PATIENCE_S)
-            )
+            self._http = await self._stack.enter_async_context(ApiClient(self._api_url, self._app_key))
             await self._open()
         except BaseException:
             await self._stack.aclose()
@@ -134,6 +132,7 @@ class Golem:
 
     async def _open(self) -> None:
         me = await self._http.call("GET", "/me", timeout_s=10)
+        self._http.patience_s = NODE_PATIENCE_S  # a node that was never there is not waited for
         self._node_id = str(me["identity"])
         self._market = MarketApi(self._http)
         self._activities = ActivityApi(self._http)
