@@ -23,12 +23,12 @@ WRONG_IMAGE = {"bad_image", "image_not_found", "image_digest_mismatch", "registr
 """Failures of a start that only another image mends."""
 
 
-def main() -> None:
-    """Entry point of ``shem``."""
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of ``shem``; ``argv`` without the program's name. Always ends by ``SystemExit``."""
     from shem.cli.app import app
 
     try:
-        app(standalone_mode=True)
+        app(argv, prog_name="shem", standalone_mode=True)
     except errors.ShemError as error:
         sys.exit(report(error))
     except ExceptionGroup as group:

@@ -47,6 +47,9 @@ async def _serve(root: Path, providers: int, driver: str, env_file: Path | None,
             async with net:
                 _tell(net.env, env_file, json.dumps(net.as_dict()) if as_json else "")
                 await asyncio.Event().wait()
+    except BaseExceptionGroup as group:  # … when it comes from the parts that were starting
+        if group.split(asyncio.CancelledError)[1] is not None:
+            raise
     finally:
         await net.stop()  # what came up of a start that failed
 
