@@ -149,7 +149,7 @@ QUIET = {
 }
 
 
-@settings(max_examples=15, derandomize=True, **QUIET)
+@settings(max_examples=8, derandomize=True, **QUIET)
 @given(junk=junk)
 async def test_no_junk_makes_the_node_stumble(world: World, junk: Junk) -> None:
     await _throw(world, junk)
