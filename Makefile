@@ -25,10 +25,10 @@ devnet: setup system ## a network on this machine, until Ctrl-C
 	@.venv/bin/shem devnet run
 
 test: setup system  ## the tests (under 5 minutes)
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadgroup
 
 test-all: setup system ## the slow suites too
-	$(PY) -m pytest -m "slow or not slow" --timeout 900
+	$(PY) -m pytest -n 2 --dist loadgroup -m "slow or not slow" --timeout 900
 
 check: setup     ## style, types, floors, generated code
 	.venv/bin/ruff check src tests tools examples

@@ -117,7 +117,7 @@ async def test_leaving_a_scope_cancels_and_awaits_its_tasks() -> None:
 
 
 async def test_a_child_says_that_it_is_ready_and_ends_when_told(tmp_path: Path) -> None:
-    code = "import signal, sys; print('ready', flush=True); sys.stderr.write('log'); sys.stderr.flush(); signal.pause()"
+    code = "import signal, sys; sys.stderr.write('log'); sys.stderr.flush(); print('ready', flush=True); signal.pause()"
     child, line = await start_child("child", [sys.executable, "-c", code], log_path=tmp_path / "log")
     assert line == "ready"
     assert child.running
