@@ -161,8 +161,9 @@ async def test_what_goes_wrong_is_said_in_a_sentence_with_a_code(
     assert done.out == ""
 
 
-async def test_without_an_app_key_it_says_how_to_get_one(net: Devnet, image: Path) -> None:
-    done = await shem(net, "run", str(image), "--", "true", YAGNA_APPKEY="")
+async def test_without_an_app_key_it_says_how_to_get_one(net: Devnet, image: Path, tmp_path: Path) -> None:
+    # a node of the user's own would have left one in its data directory
+    done = await shem(net, "run", str(image), "--", "true", YAGNA_APPKEY="", SHEM_DATA_DIR=str(tmp_path))
     assert (done.status, done.out) == (6, ""), done
     assert "YAGNA_APPKEY" in done.err
     assert done.err.splitlines()[-1] == "  code: no_app_key"
