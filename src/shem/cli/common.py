@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -25,3 +27,25 @@ def credentials(api_url: str | None, app_key: str | None) -> tuple[str, str]:
     if not key:
         raise Misconfigured("there is no app key", code="no_app_key", hint="set YAGNA_APPKEY or pass --app-key")
     return url, key
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Write a file for its owner's eyes only (0600), whatever stood there before; a reader sees the old or the new, whole.
+
+    What is no ordinary file (a pipe, a terminal) is written to as it is. Raises :class:`~shem.errors.Misconfigured`.
+    """
+    try:
+        path = path.resolve()
+        if path.exists() and not path.is_file():
+            path.write_text(text)
+            return
+        handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # made 0600
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(text)
+            Path(draft).replace(path)
+        except BaseException:
+            Path(draft).unlink()
+            raise
+    except OSError as error:
+        raise Misconfigured(f"{path} cannot be written: {error.strerror}", code="cannot_write") from error

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shem.cli.common import Driver
-from shem.errors import ShemError
+from shem.errors import Conflict, Misconfigured, ShemError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from shem.testing.devnet import Devnet
 
 PROGRAM = Path("render") / "render.py"
 
@@ -26,6 +28,12 @@ class DemoFailed(ShemError):
     """The requestor program did not end well; what it said stands above."""
 
     default_code = "demo_failed"
+
+
+class DemoRunning(Conflict):
+    """A demo is under way in this directory: its network's data must not be touched."""
+
+    default_code = "demo_running"
 
 
 def demo(
@@ -50,7 +58,29 @@ def demo(
 
 
 async def _demo(out: Path, providers: int, driver: str, console: Console) -> dict[str, Any]:
-    from shem.testing.devnet import Devnet, wipe
+    from shem.testing.devnet import Devnet, DevnetRunning
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Misconfigured(
+            f"{out} cannot be used: {error.strerror}", code="out_unusable", hint="choose another --out"
+        ) from error
+    net = Devnet(out / "network", providers=providers, driver=driver)
+    try:
+        net.reserve()  # from here on nobody else builds, wipes or runs in this directory
+    except DevnetRunning:
+        raise DemoRunning(
+            f"a demo runs in {out} already", hint="wait until it has ended, or choose another --out"
+        ) from None
+    try:
+        return await _perform(net, out, providers, console)
+    finally:
+        await net.stop()
+
+
+async def _perform(net: Devnet, out: Path, providers: int, console: Console) -> dict[str, Any]:
+    from shem.testing.devnet import wipe
     from shem.testing.render_image import build_render_image
 
     def step(text: str) -> AbstractContextManager[object]:
@@ -59,7 +89,6 @@ async def _demo(out: Path, providers: int, driver: str, console: Console) -> dic
         console.print(text)
         return nullcontext()
 
-    out.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
     with step("building the image (the first time it takes a minute) …"):
         image = await asyncio.to_thread(
@@ -67,15 +96,11 @@ async def _demo(out: Path, providers: int, driver: str, console: Console) -> dic
         )
     console.print(f"image ready after {time.monotonic() - begun:.1f} s")
     begun = time.monotonic()
-    root = out / "network"
-    wipe(root)
+    wipe(net.root)
     with step(f"starting a chain, a requestor node and {providers} providers …"):
-        net = await Devnet(root, providers=providers, driver=driver).__aenter__()
-    try:
-        console.print(f"network ready after {time.monotonic() - begun:.1f} s")
-        report = await _run_program(net.env, image, out, quiet=console.quiet)
-    finally:
-        await net.stop()
+        await net.__aenter__()
+    console.print(f"network ready after {time.monotonic() - begun:.1f} s")
+    report = await _run_program(net.env, image, out, quiet=console.quiet)
     return {
         **{key: report[key] for key in ("tasks", "providers", "seconds", "first_stdout_s", "cost", "paid", "settled")},
         "output": str(out / "animation.png"),

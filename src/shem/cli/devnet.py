@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from shem.cli.common import Driver
+from shem.cli.common import Driver, write_secret
 
 app = typer.Typer(help="A whole network on this machine, for tests and tutorials.", no_args_is_help=True)
 
@@ -41,23 +41,15 @@ async def _serve(root: Path, providers: int, driver: str, env_file: Path | None,
     assert serving is not None
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, serving.cancel)
-    net = Devnet(root, providers=providers, driver=driver)
-    try:
-        with suppress(asyncio.CancelledError):  # the signal that ends it, also while it still starts
-            async with net:
-                _tell(net.env, env_file, json.dumps(net.as_dict()) if as_json else "")
-                await asyncio.Event().wait()
-    except BaseExceptionGroup as group:  # … when it comes from the parts that were starting
-        if group.split(asyncio.CancelledError)[1] is not None:
-            raise
-    finally:
-        await net.stop()  # what came up of a start that failed
+    with suppress(asyncio.CancelledError):  # the signal that ends it, also while it still starts
+        async with Devnet(root, providers=providers, driver=driver) as net:
+            _tell(net.env, env_file, json.dumps(net.as_dict()) if as_json else "")
+            await asyncio.Event().wait()
 
 
 def _tell(env: dict[str, str], env_file: Path | None, line: str) -> None:
     if env_file is not None:
-        env_file.touch(mode=0o600)  # it holds a key: for the owner's eyes
-        env_file.write_text("".join(f"{name}={value}\n" for name, value in env.items()))
+        write_secret(env_file, "".join(f"{name}={value}\n" for name, value in env.items()))
     if line:
         print(line, flush=True)
         return

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import logging
 import os
 import secrets
@@ -22,6 +21,7 @@ from typing import Any
 from aiohttp import web
 
 from shem.cogs.clock import SystemClock
+from shem.cogs.locks import try_lock
 from shem.cogs.places import KEY_FILE
 from shem.errors import Misconfigured
 from shem.node.activity.service import Activities
@@ -201,12 +201,9 @@ def main(work: Coroutine[Any, Any, None]) -> None:
 
 def _lock(path: Path) -> Callable[[], None]:
     """One process per data directory: two would sign with one key and pay from one account."""
-    handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
+    unlock = try_lock(path)
+    if unlock is None:
         raise Misconfigured(
             f"another node runs on {path.parent}", code="data_dir_in_use", hint="stop it, or choose another --data-dir"
-        ) from None
-    return lambda: os.close(handle)
+        )
+    return unlock

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import socket
 import sys
-from contextlib import AsyncExitStack
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +22,9 @@ from typing import Any
 
 import aiohttp
 
+from shem.cogs.locks import try_lock
 from shem.cogs.process import Child, start_child
-from shem.errors import ShemError
+from shem.errors import Conflict, Misconfigured, ShemError
 from shem.testing.devchain import places
 
 log = logging.getLogger(__name__)
@@ -31,12 +32,20 @@ log = logging.getLogger(__name__)
 WEI_EACH = 10**20
 TOKENS_REQUESTOR = 1000 * 10**18
 NETWORK = "devnet"
+LOCK_FILE = "lock"
+"""In the network's directory; held for as long as the network is."""
 
 
 class DevnetFailed(ShemError):
     """The network on this machine did not come up."""
 
     default_code = "devnet_failed"
+
+
+class DevnetRunning(Conflict):
+    """Another network lives in this directory."""
+
+    default_code = "devnet_running"
 
 
 @dataclass
@@ -58,7 +67,8 @@ class DevNode:
 
 
 class Devnet:
-    """An async context manager. ``root`` keeps everybody's data; a second run on the same root starts faster.
+    """An async context manager. ``root`` keeps everybody's data; a second run on the same root starts faster, and has to wait
+    until the first has ended. A start that fails leaves no process behind.
 
     ``providers``: how many. ``chain``: without one, only the free platform works. ``driver``: the sandbox technology
     (``auto``, ``bwrap``, ``oci``). ``images``: where providers unpack images (shared, as if they had pulled before).
@@ -87,27 +97,36 @@ class Devnet:
         self._images = images or root / "images"
         self._prices = prices if prices is not None else {"start": "0.0001", "hourly": "0.6", "cpu_hourly": "1.2"}
         self._provider_options = provider_options
-        self._stack = AsyncExitStack()
+        self._unlock: Callable[[], None] | None = None
         self.chain: Child | None = None
 
-    async def __aenter__(self) -> Devnet:
+    def reserve(self) -> None:
+        """Take the directory, until :meth:`stop`; entering does it by itself.
+
+        Raises :class:`DevnetRunning`, and :class:`~shem.errors.Misconfigured` when the directory cannot be used.
+        """
+        if self._unlock is not None:
+            return
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            async with asyncio.TaskGroup() as group:
-                if self._with_chain:
-                    # its address is settled beforehand, so that nodes need not wait for it: they take a chain as it comes
-                    self.chain_url = f"http://127.0.0.1:{_free_port()}"
-                    group.create_task(self.start_chain())
-                group.create_task(self.start_node(self.requestor))
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._fund([self.requestor]))
-                for provider in self.providers:
-                    group.create_task(self._start_provider(provider))
-        except* ShemError as group_error:
-            await self._stack.aclose()
-            raise group_error.exceptions[0] from None
-        except* BaseException:
-            await self._stack.aclose()
+            self._unlock = try_lock(self.root / LOCK_FILE)
+        except OSError as error:
+            raise self._plain(error) from None
+        if self._unlock is None:
+            raise DevnetRunning(
+                f"another network runs in {self.root}", hint="wait until it has ended, or choose another directory"
+            )
+
+    async def __aenter__(self) -> Devnet:
+        """Raises :class:`DevnetRunning`, :class:`~shem.errors.Misconfigured`, :class:`DevnetFailed`, or what a part died of."""
+        self.reserve()
+        try:
+            await self._start()
+        except BaseException as error:
+            for failure in await self._end():
+                log.warning("not ended well after a failed start: %r", failure)
+            if isinstance(error, Exception):
+                raise self._plain(error) from None
             raise
         return self
 
@@ -116,13 +135,59 @@ class Devnet:
     ) -> None:
         await self.stop()
 
+    async def _start(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            if self._with_chain:
+                # its address is settled beforehand, so that nodes need not wait for it: they take a chain as it comes
+                self.chain_url = f"http://127.0.0.1:{_free_port()}"
+                group.create_task(self.start_chain())
+            group.create_task(self.start_node(self.requestor))
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._fund([self.requestor]))
+            for provider in self.providers:
+                group.create_task(self._start_provider(provider))
+
     async def stop(self) -> None:
-        """Agents first (they end their agreements), then nodes, then the chain."""
+        """Agents first (they end their agreements), then nodes, then the chain, then the directory is free.
+
+        Every part is told, whatever becomes of the others; then the first failure is raised. Cancelled, it kills.
+        """
+        if failures := await self._end():
+            raise failures[0]
+
+    async def _end(self) -> list[BaseException]:
         agents = [p.agent for p in self.providers if p.agent]
         nodes = [n.node for n in (*self.providers, self.requestor) if n.node]
-        for stage in (agents, nodes, [self.chain] if self.chain else []):
-            await asyncio.gather(*(child.stop() for child in stage))
-        await self._stack.aclose()
+        stages = (agents, nodes, [self.chain] if self.chain else [])
+        failures: list[BaseException] = []
+        try:
+            for stage in stages:
+                ended = await asyncio.gather(*(child.stop() for child in stage), return_exceptions=True)
+                failures += [result for result in ended if isinstance(result, BaseException)]
+        finally:
+            for child in (child for stage in stages for child in stage):
+                child.kill()  # nothing to those that have ended
+            if self._unlock is not None:
+                self._unlock()
+                self._unlock = None
+        return failures
+
+    def _plain(self, error: Exception) -> Exception:
+        """What went wrong, out of the groups that starting things at once wraps it in, in words."""
+        leaves = _leaves(error)
+        if said := next((leaf for leaf in leaves if isinstance(leaf, ShemError)), None):
+            return said
+        refused = next((leaf for leaf in leaves if isinstance(leaf, OSError)), None)
+        if refused is None:
+            return error
+        reason = refused.strerror or str(refused) or type(refused).__name__
+        if refused.filename is not None and Path(os.fsdecode(refused.filename)).is_relative_to(self.root):
+            return Misconfigured(
+                f"{os.fsdecode(refused.filename)} cannot be used for the network's data: {reason}",
+                code="data_dir_unusable",
+                hint="choose another directory, or make this one yours",
+            )
+        return DevnetFailed(f"the network did not come up: {reason}")
 
     def as_dict(self) -> dict[str, Any]:
         """The line that ``shem devnet run --json`` prints."""
@@ -210,8 +275,11 @@ class Devnet:
     async def rpc(self, method: str, *params: Any) -> Any:
         """One JSON-RPC call to the chain."""
         body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": list(params)}
-        async with aiohttp.ClientSession() as session, session.post(self.chain_url, json=body) as answer:
-            told = await answer.json()
+        try:
+            async with aiohttp.ClientSession() as session, session.post(self.chain_url, json=body) as answer:
+                told = await answer.json()
+        except aiohttp.ClientError as error:
+            raise DevnetFailed(f"the chain at {self.chain_url} does not answer: {error}") from error
         if "error" in told:
             raise DevnetFailed(f"the chain refused {method}: {told['error'].get('message')}")
         return told.get("result")
@@ -224,8 +292,14 @@ def _free_port() -> int:
         return port
 
 
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]
+
+
 def wipe(root: Path) -> None:
-    """Forget a devnet's money and agreements, but keep its unpacked images."""
+    """Forget a devnet's money and agreements, but keep its unpacked images. Only for who has reserved it."""
     for entry in root.iterdir() if root.exists() else ():
-        if entry.name != "images":
+        if entry.name not in {"images", LOCK_FILE}:
             shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink()
