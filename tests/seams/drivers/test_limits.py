@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import time
 
 import msgspec
 import pytest
@@ -43,6 +45,17 @@ async def test_a_memory_bomb_is_killed_and_reported(box) -> None:
     assert result.status.oom
     assert result.code == 137
     assert box.sandbox.usage().oom_kills >= 1
+    assert (await box.sh("echo alive")).out == ALIVE
+
+
+async def test_a_quick_taker_of_memory_does_not_slip_through(box, caps) -> None:
+    """Half as much again as it may have: where memory is only watched, not even the reservation is granted."""
+    result = await box.python("import mmap\nmmap.mmap(-1, 400 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)")
+    if caps.limits["memory"] == "polled":
+        assert "Cannot allocate memory" in result.err
+    took = await box.python("x = b'x' * (400 << 20)\nprint('had it')")
+    assert took.out == ""
+    assert took.status.oom or "MemoryError" in took.err
     assert (await box.sh("echo alive")).out == ALIVE
 
 
@@ -132,10 +145,50 @@ async def test_cpu_time_is_metered_from_outside(box) -> None:
 async def test_cpu_is_shared_out(limits, make, caps) -> None:
     if caps.limits["cpu"] != "hard":
         pytest.skip("CPU is not limited here")
+    if os.geteuid() != 0:
+        pytest.skip("without control groups the limit is whole CPUs")
     box = await make(msgspec.structs.replace(limits, cpus=0.25))
     before = box.sandbox.usage().cpu_s
     await box.sh("while :; do :; done", timeout_s=0.8)
     assert box.sandbox.usage().cpu_s - before < 0.5
+
+
+BUSY = """
+import os, sys, time
+end = time.monotonic() + float(sys.argv[1])
+try: os.sched_setaffinity(0, range(os.cpu_count()))
+except OSError as error: print(error.errno, flush=True)
+for _ in range(4):
+    if os.fork() == 0: break
+while time.monotonic() < end: pass
+"""
+
+
+async def test_more_busy_processes_than_cpus_use_what_is_agreed(make, caps) -> None:
+    """They may not widen what they were given, either."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("there is one CPU here, and no more to use")
+    assert caps.limits["cpu"] == "hard"
+    box = await make()
+    before, began = box.sandbox.usage().cpu_s, time.monotonic()
+    result = await box.python(BUSY, "1.0")
+    spent = box.sandbox.usage().cpu_s - before
+    assert spent < 1.1 * (time.monotonic() - began) + 0.1
+    if os.geteuid() != 0:
+        assert result.out.split() == [str(errno.EPERM)]
+
+
+async def test_sandboxes_get_cpus_of_their_own(make) -> None:
+    """As long as there are enough; where shares of the time are given out, each may use all."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("there is one CPU here")
+    if os.geteuid() == 0:
+        pytest.skip("control groups share the time out")
+    boxes = [await make(), await make()]
+    script = "import os; print(*os.sched_getaffinity(0))"
+    given = [(await box.python(script)).out.split() for box in boxes]
+    assert [len(cpus) for cpus in given] == [1, 1]
+    assert given[0] != given[1]
 
 
 async def test_many_open_files(limits, make) -> None:
@@ -160,3 +213,4 @@ def test_limits_are_stated(caps) -> None:
     assert caps.isolation == "userns"
     if os.geteuid() != 0:
         assert caps.limits["memory"] == "polled"
+        assert caps.limits["cpu"] == "hard"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from shem.errors import Misconfigured
 from shem.runtimes.base import SandboxFailed
 from shem.runtimes.bwrap.binary import find_bwrap, version_of
 from shem.runtimes.bwrap.command import check_mount_points
+from shem.runtimes.host.cpus import PinnedCpus
 from shem.runtimes.host.lifetime import Lifetime
 from shem.runtimes.host.process import Watched, call, remove_tree
 from shem.runtimes.host.watch import DiskWatch, ProcessWatch, descendants, tree_bytes
@@ -173,3 +175,39 @@ def test_agent_binaries_are_executable() -> None:
 
     for architecture in ("x86_64", "aarch64"):
         assert os.access(agent_binary().with_name(f"agent-{architecture}"), os.X_OK)
+
+
+def test_cpus_are_spread_over_sandboxes() -> None:
+    ours = os.sched_getaffinity(0)
+    lent = [PinnedCpus(0.25) for _ in ours]
+    assert set().union(*(one.cpus for one in lent)) == ours
+    lent[0].give_back()
+    lent[0].give_back()
+    again = PinnedCpus(1.0)
+    assert again.cpus == lent[0].cpus
+    everything = PinnedCpus(len(ours) + 5)
+    assert everything.cpus == ours
+    for one in (*lent, again, everything):
+        one.give_back()
+
+
+async def test_the_fuller_the_sooner_the_next_look() -> None:
+    """A look at a process that takes all it may is repeated long before the usual time is up."""
+    looks = 0
+
+    class Counting(ProcessWatch):
+        def look(self) -> None:
+            nonlocal looks
+            looks += 1
+            self.memory_bytes = 100 << 20
+
+    async def looks_in(limit_bytes: int) -> int:
+        nonlocal looks
+        looks = 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await Counting(os.getpid(), limit_bytes, lambda pid: None).run()
+        return looks
+
+    assert await looks_in(1 << 30) <= 4
+    assert await looks_in(101 << 20) > 8

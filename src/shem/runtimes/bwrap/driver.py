@@ -26,19 +26,23 @@ class BwrapDriver:
 
     async def probe(self) -> Capabilities:
         try:
-            hard, hard_disk = await run_canary(self._canary, lambda box: (box.hard_limits, box.hard_disk))
+            hard, hard_cpus, hard_disk = await run_canary(
+                self._canary, lambda box: (box.hard_limits, box.hard_cpus, box.hard_disk)
+            )
         except (ShemError, OSError) as error:
             return Capabilities(available=False, reason=error.message if isinstance(error, ShemError) else str(error))
         self._may_watch_disk = not hard_disk
         kernel: Enforced = "hard" if hard else "polled"
         disk: Enforced = "hard" if hard_disk else "polled"
-        notes = [] if hard else ["control groups are not usable here: CPU shares are not limited"]
+        cpu: Enforced = "hard" if hard_cpus else "none"
+        ways = "limited in whole CPUs" if hard_cpus else "not limited"
+        notes = [] if hard else [f"control groups are not usable here: memory is watched, CPU time is {ways}"]
         if os.geteuid() != 0:
             notes.append("one user id: every program of a sandbox runs as its root, which is this user outside")
         return Capabilities(
             available=True,
             isolation="userns",
-            limits={"memory": kernel, "cpu": "hard" if hard else "none", "pids": "hard", "disk": disk},
+            limits={"memory": kernel, "cpu": cpu, "pids": "hard", "disk": disk},
             notes=tuple(notes),
         )
 

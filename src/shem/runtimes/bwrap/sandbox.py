@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ from shem.runtimes.bwrap import command
 from shem.runtimes.guest.binary import agent_binary, architecture
 from shem.runtimes.guest.client import GuestAgent
 from shem.runtimes.host.cgroups import Cgroup
+from shem.runtimes.host.cpus import PinnedCpus
 from shem.runtimes.host.furnish import AGENT, furnish
 from shem.runtimes.host.lifetime import Lifetime
 from shem.runtimes.host.process import END_TIMEOUT_S, Watched, kill_and_wait, remove_tree, uninterrupted
@@ -35,10 +37,17 @@ from shem.runtimes.seccomp.bpf import compile_filter
 FILES = ("upper", "work", "bwrap.log", "disk.img", "disk")
 """What this driver makes in a sandbox's directory."""
 
-UNCOUNTED = ("memfd_create",)
-"""Calls that make memory which watching cannot see; denied where memory is watched."""
+UNLIMITED = ("memfd_create", "sched_setaffinity")
+"""Denied without control groups: memory which watching cannot see, and more CPUs than were given."""
+
+MIN_DATA_SLACK = 128 << 20
+DATA_SLACK_PART = 4
+"""What one process may reserve beyond the memory limit: programs reserve more than they use, a few (a JVM that sizes its
+heap by the machine) much more, and need to be told."""
 
 START_TIMEOUT_S = 20.0
+
+log = logging.getLogger(__name__)
 
 _ENTER = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 125; shift; done; shift; exec "$@"'
 """Joins control groups, then becomes the command after ``--``."""
@@ -59,6 +68,7 @@ class BwrapSandbox:
         self._guest: GuestAgent | None = None
         self._disk: DiskWatch | None = None
         self._tree: ProcessWatch | None = None
+        self._cpus: PinnedCpus | None = None
         self._last: SandboxUsage | None = None
         self._life = Lifetime(f"bwrap-{slot.name if slot else directory.name}", self._clean_up)
 
@@ -74,8 +84,13 @@ class BwrapSandbox:
 
     @property
     def hard_limits(self) -> bool:
-        """Whether the kernel enforces memory and CPU."""
+        """Whether control groups enforce memory and CPU."""
         return self._cgroup is not None
+
+    @property
+    def hard_cpus(self) -> bool:
+        """Whether the kernel enforces CPU, be it in whole CPUs only."""
+        return self._cgroup is not None or self._cpus is not None
 
     async def start(self, rootfs: Rootfs, limits: Limits, volumes: Mapping[str, Path]) -> None:
         """Lay out, start, and wait for the agent; the caller destroys us when this fails."""
@@ -87,6 +102,7 @@ class BwrapSandbox:
             starting = self._spawn_as_user(rootfs, limits, volumes)
         await uninterrupted(starting)
         assert self._socket is not None
+        self._pin(limits)
         try:
             self._guest = await GuestAgent.attach(self._socket, oom_kills=self._oom_kills)
         except GuestBroken as error:
@@ -123,7 +139,7 @@ class BwrapSandbox:
         self, prefix: Sequence[str], root: Sequence[str], limits: Limits, capabilities: Sequence[str]
     ) -> None:
         """Start ``bwrap`` and learn the sandbox's first process, without which it could not be ended."""
-        program = compile_filter(architecture(), () if self.hard_limits else UNCOUNTED)
+        program = compile_filter(architecture(), () if self.hard_limits else UNLIMITED)
         self._socket, theirs = socket.socketpair()
         info_read, info_write = os.pipe()
         seccomp = os.memfd_create("seccomp")
@@ -165,10 +181,26 @@ class BwrapSandbox:
         if not self.hard_disk:
             settings.append(f"fsize={limits.disk_bytes}")
         if not self.hard_limits:
-            # The agent and a shepherd count too. Data is a stop for one runaway process between two looks; programs
-            # reserve more than they use, so it is far from the limit.
-            settings += [f"nproc={limits.pids + 2}", f"data={2 * limits.memory_bytes + (512 << 20)}"]
+            # The agent and a shepherd count too. Data stops one runaway process between two looks.
+            slack = max(MIN_DATA_SLACK, limits.memory_bytes // DATA_SLACK_PART)
+            settings += [f"nproc={limits.pids + 2}", f"data={limits.memory_bytes + slack}"]
         return settings
+
+    def _pin(self, limits: Limits) -> None:
+        """Before the agent is asked for anything: what it starts inherits its CPUs."""
+        if self.hard_limits or self._init is None:
+            return
+        self._cpus = PinnedCpus(limits.cpus)
+        try:
+            self._cpus.hold(self._init.pid)
+        except OSError as error:
+            self._unpin()
+            log.warning("a sandbox cannot be kept to its CPUs: %s", error)
+
+    def _unpin(self) -> None:
+        if self._cpus is not None:
+            self._cpus.give_back()
+            self._cpus = None
 
     async def _watch(self, limits: Limits) -> None:
         upper = self._directory / "upper" if self._stage is None else self._stage.plain_upper
@@ -222,6 +254,7 @@ class BwrapSandbox:
             self._cgroup.kill()
             usage = self.usage()
             self._cgroup.remove()
+        self._unpin()
         self._last = usage
         if self._stage is not None:
             self._stage.remove()

@@ -13,7 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PROCESS_INTERVAL_S = 0.1
+MAX_INTERVAL_S = 0.1
+MIN_INTERVAL_S = 0.01
+FASTEST_BYTES_PER_S = 4 << 30
+"""How fast a program takes memory at most: the less is left, the sooner the next look."""
+LOOK_DUTY = 20
+"""A look that took t seconds is followed by a pause of at least this many times t."""
 DISK_INTERVAL_S = 1.0
 DISK_DUTY = 10
 """A scan that took t seconds is followed by a pause of at least this many times t."""
@@ -98,8 +103,11 @@ class ProcessWatch:
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
+            started = time.monotonic()
             self.look()
-            await asyncio.sleep(PROCESS_INTERVAL_S)
+            took = time.monotonic() - started
+            until_full = (self._limit - self.memory_bytes) / FASTEST_BYTES_PER_S
+            await asyncio.sleep(max(min(until_full, MAX_INTERVAL_S), MIN_INTERVAL_S, LOOK_DUTY * took))
 
     def look(self) -> None:
         """One look at all processes."""
