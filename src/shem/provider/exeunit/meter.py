@@ -1,7 +1,13 @@
-"""The usage counters of one activity, measured from outside the sandbox."""
+"""The usage counters of one activity, measured from outside the sandbox.
+
+Nobody has agreed to more CPU time than the agreed threads can use in the time that passes. Where a sandbox used more
+(nothing limits it there, or only roughly), that is the provider's loss: a counter above it would make a bill that the
+requestor must take for a lie.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from shem.cogs.clock import Clock
@@ -12,8 +18,10 @@ from shem.runtimes.base import Sandbox
 class Meter:
     """Counts from its making. CPU time of sandboxes that are gone stays counted; counters never go back."""
 
-    def __init__(self, clock: Clock, vector: Sequence[str]) -> None:
+    def __init__(self, clock: Clock, vector: Sequence[str], *, threads: float) -> None:
+        """``threads`` are those that were agreed: CPU time is never more than so many times the time."""
         self._clock = clock
+        self._threads = threads
         self._vector = tuple(vector)
         self._began = clock.monotonic()
         self._ended: float | None = None
@@ -42,7 +50,9 @@ class Meter:
         """The counters now, in the order of the usage vector; ones we do not measure are 0."""
         self._read()
         until = self._clock.monotonic() if self._ended is None else self._ended
-        known = {DURATION: round(until - self._began, 3), CPU: round(self._cpu, 6)}
+        seconds = round(until - self._began, 3)
+        # of two counters that never go back the lesser never does either; rounded down, it stays below the limit
+        known = {DURATION: seconds, CPU: math.floor(min(self._cpu, self._threads * seconds) * 1e6) / 1e6}
         return [known.get(name, 0.0) for name in self._vector]
 
     def _read(self) -> None:

@@ -79,7 +79,7 @@ class ExeUnit:
         self._link = link
         self._clock = clock
         self._on_usage = on_usage
-        self._meter = Meter(clock, plan.usage_vector)
+        self._meter = Meter(clock, plan.usage_vector, threads=plan.limits.cpus)
         self._machine = Machine(plan.activity_id, plan.package, plan.limits, plan.directory, tools, self._meter)
         self._commands = Commands(self._machine, tools.files, link, self._watch)
         self._scope = TaskScope(f"unit {plan.activity_id[:8]}")
