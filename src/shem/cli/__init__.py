@@ -16,6 +16,7 @@ EXIT = [
     (errors.Misconfigured, 6),
     (errors.PeerFailed, 3),
     (errors.Refused, 2),
+    (TimeoutError, 3),
 ]
 
 MAX_LINES = 40
@@ -29,10 +30,11 @@ def main(argv: list[str] | None = None) -> None:
 
     try:
         app(argv, prog_name="shem", standalone_mode=True)
-    except errors.ShemError as error:
+    except (errors.ShemError, TimeoutError) as error:
         sys.exit(report(error))
     except ExceptionGroup as group:
-        found = group.subgroup(errors.ShemError)
+        ours, late = group.subgroup(errors.ShemError), group.subgroup(TimeoutError)
+        found = ours or late
         if found is None:
             raise
         sys.exit(report(_first(found)))
@@ -49,7 +51,10 @@ def report(error: BaseException) -> int:
 
     # lines are left to the terminal to break: what is copied from them, or read by a program, stays whole
     console = Console(stderr=True, soft_wrap=True)
-    message = error.message if isinstance(error, errors.ShemError) else str(error)
+    if isinstance(error, errors.ShemError):
+        message = error.message
+    else:
+        message = str(error) or ("there was no answer in time" if isinstance(error, TimeoutError) else "")
     lines = message.splitlines()[:MAX_LINES] or [type(error).__name__]  # the tail of a child's log has several
     console.print(Text("error: ", style="bold red") + Text("\n".join(plain(line, 1000) for line in lines)))
     if isinstance(error, errors.ShemError):

@@ -46,6 +46,18 @@ class NodeUnreachable(errors.PeerFailed):
     default_code = "node_unreachable"
 
 
+class NodeSilent(NodeUnreachable, TimeoutError):
+    """Our own node took the call and did not answer in time. It may have acted."""
+
+    default_code = "node_silent"
+
+
+class BadAnswer(errors.PeerFailed):
+    """What answers there does not speak the API of a node."""
+
+    default_code = "bad_answer"
+
+
 class ApiClient:
     """One node, one app key. An async context manager; safe for any number of concurrent calls.
 
@@ -131,7 +143,8 @@ class ApiClient:
         """One request, its JSON answer as ``into`` (plain objects without it; ``None`` for an empty body).
 
         ``params`` with value ``None`` are left out. ``timeout_s`` bounds the whole call. Raises the error family that
-        the status stands for, :class:`NodeUnreachable` when there is no answer, ``TimeoutError`` on 408 or time-out.
+        the status stands for, :class:`NodeUnreachable` when there is no answer, :class:`NodeSilent` (a ``TimeoutError``
+        too) when there is none in time, ``TimeoutError`` on 408, :class:`BadAnswer` for what is not of the shape.
         """
         query = {k: _text(v) for k, v in (params or {}).items() if v is not None}
         sent = dict(headers or {})
@@ -144,10 +157,10 @@ class ApiClient:
             attempt += 1
             try:
                 async with (
-                    asyncio.timeout(timeout_s),
+                    asyncio.timeout(timeout_s) as limit,
                     self.session.request(method, self.url(path), params=query, data=body, headers=sent) as answer,
                 ):
-                    return self._decode(answer.status, await answer.read(), into)
+                    return self._decode(path, answer.status, await answer.read(), into)
             except aiohttp.ClientConnectorError as error:
                 if time.monotonic() > patience_ends:
                     raise self._unreachable(error) from error
@@ -155,6 +168,13 @@ class ApiClient:
             except aiohttp.ClientError as error:
                 if method != "GET" or attempt >= _RETRIES:
                     raise self._unreachable(error) from error
+            except TimeoutError:
+                if not limit.expired():
+                    raise  # the node's own word: 408
+                raise NodeSilent(
+                    f"the node at {self.base_url} did not answer within {timeout_s:g} s",
+                    hint="is it a node, and is it well? see its log",
+                ) from None
 
     def _unreachable(self, error: aiohttp.ClientError) -> NodeUnreachable:
         reason = str(error) or type(error).__name__
@@ -176,7 +196,7 @@ class ApiClient:
                 self.url(path), params=query, headers={"Accept": "text/event-stream"}, timeout=timeout
             ) as answer:
                 if answer.status != 200:
-                    self._decode(answer.status, await answer.read(), None)
+                    self._decode(path, answer.status, await answer.read(), None)
                 event, event_id = "message", ""
                 data: list[bytes] = []
                 while line := await answer.content.readline():
@@ -197,12 +217,17 @@ class ApiClient:
         except aiohttp.ClientError as error:
             raise NodeUnreachable(f"the event stream {path} broke: {error}") from error
 
-    def _decode(self, status: int, body: bytes, into: type[T] | None) -> T | Any:
-        if status < 400:
+    def _decode(self, path: str, status: int, body: bytes, into: type[T] | None) -> T | Any:
+        if status >= 400:
+            raise error_of(status, body)
+        try:
             if not body:
-                return None
+                return msgspec.convert(None, into) if into is not None else None
             return msgspec.json.decode(body, type=into) if into is not None else msgspec.json.decode(body)
-        raise error_of(status, body)
+        except DECODE_ERRORS as error:
+            raise BadAnswer(
+                f"{self.url(path)} gave an answer that no node gives: {error}", hint="is that the address of a node?"
+            ) from error
 
 
 def error_of(status: int, body: bytes) -> BaseException:
