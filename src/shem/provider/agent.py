@@ -45,6 +45,8 @@ from shem.wire.payment import DebitNoteEvent, InvoiceEvent
 log = logging.getLogger(__name__)
 
 POLL_S = 30.0
+FREE_DRIVER = "free"
+"""The payment driver on which only sums of zero can be billed."""
 _SKEW = timedelta(minutes=5)
 """How far the node's clock may be behind ours; older news is known to be none of ours."""
 _DOCUMENT_EVENTS = ("ACCEPTED", "REJECTED", "SETTLED", "CANCELLED", "FAILED")
@@ -119,7 +121,11 @@ class ProviderAgent:
         self._driver_name = chosen.driver.name
         hardware = detect(config.data_dir)
         self._capacity = Capacity(plan(hardware, config.limits, config.share))
-        accounts = [Account(a.platform, a.address) for a in await self._payment.provider_accounts() if a.receive]
+        accounts = [
+            Account(one.platform, one.address, moves_money=one.driver != FREE_DRIVER)
+            for one in await self._payment.provider_accounts()
+            if one.receive
+        ]
         images = await self._resources.enter_async_context(open_image_store(config))
         self._desk = Desk(
             http=self._http,

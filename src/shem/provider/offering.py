@@ -47,6 +47,8 @@ class Account(msgspec.Struct, frozen=True):
 
     platform: str
     address: str
+    moves_money: bool = True
+    """Whether a sum above zero can be billed there."""
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,12 +75,7 @@ def build_offer(
     now: datetime,
 ) -> Offer:
     """The offer of one driver at one price list. Raises ``Misconfigured`` without an account to be paid on."""
-    if not accounts:
-        raise Misconfigured(
-            "the node has no account that can receive payments",
-            code="no_payment_account",
-            hint="enable a payment driver in the node's settings",
-        )
+    accounts = _usable(preset, accounts)
     properties: dict[str, Any] = {
         "golem.node.id.name": node_name,
         SUBNET: subnet,
@@ -101,6 +98,26 @@ def build_offer(
         properties=dict(sorted(properties.items())),
         constraints=build_constraints(subnet, now),
     )
+
+
+def _usable(preset: Preset, accounts: Sequence[Account]) -> Sequence[Account]:
+    """Work for nothing can be agreed on anywhere, work that costs something only where it can be billed."""
+    if not accounts:
+        raise Misconfigured(
+            "the node has no account that can receive payments",
+            code="no_payment_account",
+            hint="enable a payment driver in the node's settings",
+        )
+    if preset.is_free:
+        return accounts
+    paying = [account for account in accounts if account.moves_money]
+    if not paying:
+        raise Misconfigured(
+            f"preset {preset.name!r} asks for money, and the node has no platform that moves any",
+            code="no_paying_platform",
+            hint="configure a network in the node's config.toml ([networks.NAME]), or offer for free with all prices 0",
+        )
+    return paying
 
 
 def build_constraints(subnet: str, now: datetime) -> str:

@@ -40,6 +40,11 @@ class Preset(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
         for label in ("start", "env_per_hour", "cpu_per_hour"):
             _price(self.name, label, getattr(self, label))
 
+    @property
+    def is_free(self) -> bool:
+        """Whether nothing is ever owed."""
+        return not any(map(Decimal, (self.start, self.env_per_hour, self.cpu_per_hour)))
+
     def pricing(self) -> LinearPricing:
         """The same prices per second of :data:`USAGE_VECTOR`. Raises ``Misconfigured``."""
         env = _per_second(_price(self.name, "env_per_hour", self.env_per_hour))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -29,7 +30,15 @@ def small_plan(slots: int = 2) -> Plan:
     return Plan(total, share, slots)
 
 
-def an_offer(preset: Preset | None = None) -> Offer:
+ADDRESS = "0x" + "ab" * 20
+ACCOUNTS = (
+    Account(PLATFORM, ADDRESS),
+    Account("erc20-other-tglm", ADDRESS),
+    Account("free", ADDRESS, moves_money=False),
+)
+
+
+def an_offer(preset: Preset | None = None, accounts: Sequence[Account] = ACCOUNTS) -> Offer:
     return build_offer(
         node_name="bob",
         subnet="public",
@@ -38,7 +47,7 @@ def an_offer(preset: Preset | None = None) -> Offer:
         preset=preset or Preset(name="test", start="0.1", env_per_hour="3.6", cpu_per_hour="36"),
         driver="bwrap",
         capabilities=Capabilities(available=True, isolation="userns", limits={"memory": "polled", "pids": "hard"}),
-        accounts=[Account(PLATFORM, "0x" + "ab" * 20), Account("free-local-none", "0x" + "ab" * 20)],
+        accounts=accounts,
         rules=RULES,
         now=NOW,
     )

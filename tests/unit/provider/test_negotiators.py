@@ -95,7 +95,7 @@ def test_refusals(change: dict[str, Any], code: str, is_final: bool) -> None:
         {"accept": 5},
         {"interval": 1},
         {"interval": 86400},
-        {"platform": "free-local-none"},
+        {"platform": "erc20-other-tglm"},
         {"package": BUNDLE},
         {"mem": 8, "cpu": 4, "storage": 40},
     ],

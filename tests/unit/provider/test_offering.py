@@ -11,7 +11,7 @@ from shem.provider.presets import FREE_PRESET, Preset
 from shem.runtimes.base import Capabilities
 from shem.terms.constraints import parse
 from shem.terms.properties import flatten
-from tests.unit.provider.builders import HARDWARE, NOW, RULES, a_demand, an_offer, small_plan
+from tests.unit.provider.builders import ACCOUNTS, HARDWARE, NOW, RULES, a_demand, an_offer, small_plan
 
 
 def test_properties_of_the_contract() -> None:
@@ -90,3 +90,28 @@ def test_no_offer_without_an_account() -> None:
             rules=RULES,
             now=NOW,
         )
+
+
+def platforms(preset: Preset) -> set[str]:
+    prefix = "golem.com.payment.platform."
+    return {name.split(".")[4] for name in an_offer(preset).properties if name.startswith(prefix)}
+
+
+def test_work_for_nothing_is_offered_everywhere() -> None:
+    assert platforms(FREE_PRESET) == {"erc20-holesky-tglm", "erc20-other-tglm", "free"}
+    assert platforms(Preset(name="zero", start="0.0", env_per_hour="0.000")) == {
+        "erc20-holesky-tglm",
+        "erc20-other-tglm",
+        "free",
+    }
+
+
+@pytest.mark.parametrize("price", ["start", "env_per_hour", "cpu_per_hour"])
+def test_work_for_money_is_offered_only_where_money_moves(price: str) -> None:
+    preset = Preset(name="dear", **{price: "0.000000000000000001" if price == "start" else "0.1"})
+    assert platforms(preset) == {"erc20-holesky-tglm", "erc20-other-tglm"}
+    with pytest.raises(Misconfigured, match="dear") as caught:
+        an_offer(preset, ACCOUNTS[-1:])
+    assert caught.value.code == "no_paying_platform"
+    assert "[networks." in (caught.value.hint or "")
+    assert an_offer(FREE_PRESET, ACCOUNTS[-1:])
