@@ -108,15 +108,15 @@ class Node:
         if networks := networks_from(config.networks):
             drivers.insert(0, EvmDriver(self.db, networks, [self.identity], clock=clock))
         self.payments = Payments(self.db, self.peers, self.identity, self.market, self.activities, drivers, clock)
-        # Stops run in the reverse order: what a service still has to say goes out before the peers close.
-        services = (self.market, self.activities, self.payments)
-        self.files.start()
-        for service in services:
-            await service.start()
-        await self._stack.enter_async_context(self.peers)
-        for service in services:
-            self._stack.push_async_callback(service.stop)
+        # Stops run in the reverse order of these lines. Peers open last and close after the services, which still have
+        # something to say to them; closing what never opened does nothing, as does stopping what never started.
+        self._stack.push_async_exit(self.peers)
         self._stack.callback(self.files.stop)
+        self.files.start()
+        for service in (self.market, self.activities, self.payments):
+            self._stack.push_async_callback(service.stop)
+            await service.start()
+        await self.peers.__aenter__()
         for address in config.bootstrap:
             self.peers.add_bootstrap(address)
         await self._open_rest()
