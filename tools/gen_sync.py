@@ -5,6 +5,7 @@
 * a public class with async methods becomes a class of the same name that forwards each public method;
 * an ``async def`` waits, an async generator iterates, ``@property`` and plain methods pass through;
 * a parameter annotated ``TaskFunction[...]`` or ``SetupFunction`` takes a plain function that gets the sync ``Rental``;
+* a parameter that takes an iterable is drawn in threads, as it may block;
 * a method that returns one of the classes, or an async context manager of one, returns the sync class.
 """
 
@@ -41,7 +42,6 @@ R = TypeVar("R")
 
 SWAPPED = {
     "AsyncIterator": "Iterator",
-    "AsyncIterable": "Iterable",
     "TaskFunction": "SyncTaskFunction",
     "SetupFunction": "SyncSetupFunction",
 }
@@ -72,6 +72,8 @@ def arguments(function: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
         if any(text.startswith(name) for name in CALLBACKS):
             plain = f"self._plain({argument.arg}, Rental)"
             return plain if "None" not in text else f"(None if {argument.arg} is None else {plain})"
+        if "AsyncIterable" in text:
+            return f"self._drawn({argument.arg})"
         return argument.arg
 
     out = [given(a) for a in spec.args[1:]]
@@ -148,7 +150,7 @@ def generate() -> str:
         if node.name == "Golem":
             parts.append(OPENING)
     body = "\n".join(parts)
-    names = sorted(n for n in ("Callable", "Iterable", "Iterator", "Mapping", "Sequence") if n in body)
+    names = sorted(n for n in ("AsyncIterable", "Callable", "Iterable", "Iterator", "Mapping", "Sequence") if n in body)
     shapes = sorted(n for n in ("Need", "Result", "SyncSetupFunction", "SyncTaskFunction") if n in body)
     imports = f"from shem.sdk.types import {', '.join(shapes)}\n"
     if "Event" in body or "Listener" in body:

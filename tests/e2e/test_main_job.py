@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shem.errors import MoneyShort
+from shem.errors import Gone, MoneyShort
 from shem.sdk import CommandFailed, Golem, Need, Rental, events
 from shem.terms.amounts import parse_amount
 from shem.testing.devnet import Devnet
@@ -158,6 +158,50 @@ async def test_a_budget_that_runs_out_stops_the_work_and_pays_for_what_was_done(
     assert done
     assert golem.report.settled
     assert 0 < golem.report.paid <= parse_amount("0.004")
+
+
+async def test_a_map_has_a_budget_of_its_own(net: Devnet, image: Path) -> None:
+    async def task(machine: Rental, number: int) -> int:
+        await machine.shell("sleep 0.2")
+        return number
+
+    golem = session(net, budget="1")
+    async with golem:
+        with pytest.raises(MoneyShort) as caught:
+            async for _ in golem.map(task, range(10_000), image=image, workers=1, budget="0.004"):
+                pass
+        assert caught.value.code == "money_budget"
+        assert [n async for n in golem.map(task, range(2), image=image, workers=1)] == [0, 1]
+    assert golem.report.settled
+
+
+async def test_a_command_that_was_given_up_spends_the_machine(golem: Golem, image: Path) -> None:
+    async with golem, golem.rent(image) as machine:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await machine.run("sleep", "20")
+        with pytest.raises(Gone) as caught:
+            await machine.run("true")
+        assert caught.value.code == "rental_spent"
+
+
+async def test_many_directories_at_once(golem: Golem, image: Path, tmp_path: Path) -> None:
+    for n in range(12):
+        (tmp_path / str(n)).mkdir()
+        (tmp_path / str(n) / "big").write_bytes(bytes([n]) * 500_000)
+
+    async def task(machine: Rental, number: int) -> bytes:
+        await machine.upload(tmp_path / str(number), "/work/d")
+        return (await machine.run("head", "-c", "1", "/work/d/big")).stdout
+
+    async with golem:
+        async with (
+            asyncio.TaskGroup() as group
+        ):  # beside the machines' own uploads: more at once than there are threads
+            more = [group.create_task(golem._courier.offer(tmp_path / str(n)).__aenter__()) for n in range(12)]
+        assert len({m.result()[0] for m in more}) == 12
+        results = [r async for r in golem.map(task, range(12), image=image, workers=3, ordered=True)]
+    assert results == [bytes([n]) for n in range(12)]
 
 
 async def test_memory_above_the_agreed_limit_ends_the_command(golem: Golem, image: Path) -> None:

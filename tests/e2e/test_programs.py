@@ -92,6 +92,66 @@ async def test_ctrl_c_leaves_nothing_rented_and_nothing_unpaid(net: Devnet, imag
         assert await PaymentApi(http).allocations() == []
 
 
+HELD = """
+import sys
+from shem import Golem
+
+def task(machine, number):
+    return machine.shell("echo hello").text
+
+with Golem(budget="1") as golem:
+    held = golem.map(task, range(50), image=sys.argv[1], workers=2)
+    print(next(held), end="")
+    rented = golem.rent(sys.argv[1])
+    machine = rented.__enter__()
+    print(machine.shell("echo too").text, end="", flush=True)
+print("settled", golem.report.settled, golem.report.cost > 0)
+"""
+
+
+async def test_leaving_the_session_takes_back_what_the_program_still_holds(net: Devnet, image: Path) -> None:
+    program = await start(net, HELD, image)
+    out, err = await asyncio.wait_for(program.communicate(), 60)
+    assert out.decode() == "hello\ntoo\nsettled True True\n", err.decode()
+    async with ApiClient(net.requestor.api_url, net.requestor.app_key) as http:
+        assert await MarketApi(http).list_agreements(state="Approved") == []
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("sys.exit(3)", "task_exited"),
+        ("next(iter([]))", "task_exited"),
+        ("raise ValueError('mine')", "ValueError: mine"),
+    ],
+)
+async def test_a_task_that_ends_badly_ends_the_program_not_the_machine(
+    net: Devnet, image: Path, body: str, said: str
+) -> None:
+    code = (
+        "import sys\nfrom shem import Golem\n"
+        f"def task(machine, number):\n    {body}\n"
+        "with Golem(budget='1') as golem:\n    list(golem.map(task, [1], image=sys.argv[1], retries=0, workers=1))\n"
+    )
+    program = await start(net, code, image)
+    _, err = await asyncio.wait_for(program.communicate(), 60)
+    assert program.returncode == 1
+    assert said in err.decode()
+
+
+async def test_what_setup_raises_ends_the_program(net: Devnet, image: Path) -> None:
+    code = (
+        "import sys\nfrom shem import Golem\n"
+        "def setup(machine):\n    raise ValueError('from setup')\n"
+        "with Golem(budget='1') as golem:\n"
+        "    list(golem.map(lambda m, n: n, [1, 2], image=sys.argv[1], setup=setup, workers=2))\n"
+    )
+    program = await start(net, code, image)
+    _, err = await asyncio.wait_for(program.communicate(), 60)
+    assert program.returncode == 1
+    assert "ValueError: from setup" in err.decode()
+
+
 @pytest.mark.slow
 async def test_the_demo_twice(tmp_path: Path) -> None:
     for _ in range(2):

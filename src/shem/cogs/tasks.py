@@ -6,9 +6,11 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 
 class TaskScope:
@@ -60,3 +62,22 @@ class TaskScope:
             for task in others:
                 task.cancel()
             await asyncio.wait(others)
+
+
+async def finish(work: Coroutine[Any, Any, R]) -> R:
+    """Await ``work`` to its end although we are being cancelled; the cancellation goes on afterwards.
+
+    For what must not stop half-way, such as giving back what was rented.
+    """
+    task = asyncio.get_running_loop().create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # seen; the cancellation is what the caller must hear of
+        raise cancelled
+    return task.result()

@@ -14,14 +14,14 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import TypeVar
 
 from shem.client.http import NodeUnreachable
 from shem.client.payment import PaymentApi
 from shem.cogs.tasks import TaskScope
-from shem.errors import Conflict, Gone, MoneyShort, NotFound, Refused, ShemError
+from shem.errors import Conflict, Gone, MoneyShort, NotFound, ShemError
 from shem.sdk import events
 from shem.sdk.hiring import Hired
 from shem.terms.amounts import format_amount, parse_amount
@@ -36,6 +36,9 @@ TIME_SLACK_S = 10.0
 """A provider counts from when it starts to serve; we from the approval. Clocks and messages may differ by this."""
 CPU_SLACK = 1.25
 """CPU counters are read at moments of their own; a short burst may seem to exceed the cores it had."""
+MAX_TRIES = 3
+CLOCK_SLACK = timedelta(minutes=10)
+"""How far a remote node's clock may be behind ours. The session's id is new, so older events are never ours."""
 LOST_WAIT_S = 3.0
 GIVE_BACK_S = 5.0
 """What it may take from the decision to stop until a machine's counters stand still."""
@@ -90,6 +93,41 @@ class Account:
         return pricing.cost([full.get(counter, 0.0) for counter in pricing.usage_vector])
 
 
+class Purse:
+    """A limit on what some agreements may cost together. ``broke`` fails with :class:`BudgetExceeded` once."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.broke: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # seen, whether or not somebody works on it
+        self.broke.add_done_callback(lambda future: None if future.cancelled() else future.exception() and None)
+        self.accounts: dict[str, Account] = {}
+
+    def holds(self, agreement_id: str) -> bool:
+        """Whether this agreement is paid from here."""
+        return agreement_id in self.accounts
+
+    def owed_by(self, moment: float) -> int:
+        """What all its agreements will have cost by then."""
+        return sum(a.owed_by(moment) for a in self.accounts.values())
+
+    def used_up(self, why: str) -> BudgetExceeded:
+        """The error that says so."""
+        return BudgetExceeded(
+            f"{why} the budget of {format_amount(self.budget)}",
+            hint="raise budget=; what was done so far is kept and paid",
+        )
+
+    def seconds_left(self) -> float | None:
+        """How long its open machines may run on so that they can still be paid; ``None``: for ever, 0: not at all."""
+        moment = time.monotonic() + GIVE_BACK_S
+        left = self.budget - self.owed_by(moment)
+        rate = self.owed_by(moment + 1000) - self.owed_by(moment)
+        if not rate:
+            return None
+        return max(left * 1000 / rate, 0.0)  # prices are linear
+
+
 class Bookkeeper:
     """Accepts, refuses, follows. An async context manager around one allocation."""
 
@@ -105,18 +143,33 @@ class Bookkeeper:
     ) -> None:
         self._payment = payment
         self._allocation_id = allocation_id
-        self._budget = budget
+        self._all = Purse(budget)
+        self._purses = [self._all]
         self._session_id = session_id
         self._emit = emit
         self._leave = leave
-        self._accounts: dict[str, Account] = {}
+        self._accounts = self._all.accounts
         self._scope = TaskScope("bookkeeping")
         self._changed = asyncio.Condition()
-        self._since = datetime.now(UTC)
+        self._since = datetime.now(UTC) - CLOCK_SLACK
         self._seen_payments: set[str] = set()
         self._accounts_changed = asyncio.Event()
-        self.broke: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Fails with :class:`BudgetExceeded` once."""
+        self._when_broke: Callable[[Purse | None], None] = lambda purse: None
+
+    @property
+    def broke(self) -> asyncio.Future[None]:
+        """Fails with :class:`BudgetExceeded` once the session's budget is used up."""
+        return self._all.broke
+
+    def on_broke(self, callback: Callable[[Purse | None], None]) -> None:
+        """Called when a purse (``None``: the session's own) is used up."""
+        self._when_broke = callback
+
+    def purse(self, budget: int) -> Purse:
+        """A limit of its own for some of the session's agreements."""
+        purse = Purse(budget)
+        self._purses.append(purse)
+        return purse
 
     async def __aenter__(self) -> Bookkeeper:
         self._scope.start(self._follow("debit notes", self._payment.debit_note_events, self._on_debit_note), "notes")
@@ -129,19 +182,21 @@ class Bookkeeper:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._scope.close()
-        if self.broke.done() and not self.broke.cancelled():
-            self.broke.exception()  # seen, whether or not work was there to stop
-        else:
-            self.broke.cancel()
+        for purse in self._purses:
+            purse.broke.cancel()
 
-    def open(self, hired: Hired, threads: int) -> None:
+    def open(self, hired: Hired, threads: int, purse: Purse | None = None) -> None:
         """Bills of this agreement are expected from now on. Raises :class:`BudgetExceeded` when not even the start of it
         fits what is left."""
         account = Account(hired, threads)
-        self._accounts[hired.agreement.agreement_id] = account
-        if self._owed_by(time.monotonic() + GIVE_BACK_S) > self._budget:
-            account.closed = account.opened
-            raise self._used_up(f"renting {hired.name} for {GIVE_BACK_S:g} s would exceed")
+        moment = time.monotonic() + GIVE_BACK_S
+        for limit in (self._all, purse):
+            if limit is None:
+                continue
+            limit.accounts[hired.agreement.agreement_id] = account
+            if limit.owed_by(moment) > limit.budget:
+                account.closed = account.opened
+                raise limit.used_up(f"renting {hired.name} for {GIVE_BACK_S:g} s would exceed")
         self._accounts_changed.set()
 
     def close_account(self, agreement_id: str, *, lost: bool = False) -> None:
@@ -166,7 +221,10 @@ class Bookkeeper:
         A provider that went away is given :data:`LOST_WAIT_S` to come back with its bill.
         """
         await self._wait(lambda a: a.billed_for_good or a.lost, timeout_s)
-        return await self._wait(lambda a: a.billed_for_good, LOST_WAIT_S)
+        missing = await self._wait(lambda a: a.billed_for_good, LOST_WAIT_S)
+        for agreement_id in missing:
+            self._emit(events.BillMissing(self._accounts[agreement_id].hired.provider_id, agreement_id))
+        return missing
 
     async def wait_settled(self, timeout_s: float) -> list[str]:
         """Until every accepted bill is final on its chain; the agreements still open when the time is up."""
@@ -185,28 +243,20 @@ class Bookkeeper:
 
     # -- the budget
 
-    def _owed_by(self, moment: float) -> int:
-        return sum(a.owed_by(moment) for a in self._accounts.values())
-
-    def _used_up(self, why: str) -> BudgetExceeded:
-        return BudgetExceeded(
-            f"{why} the budget of {format_amount(self._budget)}",
-            hint="raise budget=; what was done so far is kept and paid",
-        )
-
     async def _guard(self) -> None:
-        """Fail :attr:`broke` when what is owed by the time machines could be given back reaches the budget."""
+        """End the work on a purse when what is owed by the time machines could be given back reaches its budget."""
         while True:
             self._accounts_changed.clear()
-            moment = time.monotonic() + GIVE_BACK_S
-            left = self._budget - self._owed_by(moment)
-            rate = self._owed_by(moment + 1000) - self._owed_by(moment)
-            if left < 0 and rate:
-                self.broke.set_exception(self._used_up("the work has used up"))
-                return
+            soonest: float | None = None
+            for purse in self._purses:
+                left = None if purse.broke.done() else purse.seconds_left()
+                if left == 0:
+                    purse.broke.set_exception(purse.used_up("the work has used up"))
+                    self._when_broke(None if purse is self._all else purse)
+                elif left is not None:
+                    soonest = left if soonest is None else min(soonest, left)
             try:
-                # linear prices: this is when it will be reached, unless accounts change before
-                async with asyncio.timeout(max(left * 1000 / rate, 0.01) if rate else None):
+                async with asyncio.timeout(None if soonest is None else max(soonest, 0.01)):
                     await self._accounts_changed.wait()
             except TimeoutError:
                 pass
@@ -216,19 +266,29 @@ class Bookkeeper:
     async def _follow(
         self, what: str, poll: Callable[..., Awaitable[list[E]]], act: Callable[[E], Awaitable[None]]
     ) -> None:
+        """Act on each event of this session once, in order; one that cannot be acted on holds up no other for long."""
         after = self._since
+        tries = 0
         while True:
             try:
-                found = await poll(after=after, app_session_id=self._session_id, timeout_s=POLL_S)
-                for event in found:
+                for event in await poll(after=after, app_session_id=self._session_id, timeout_s=POLL_S):
+                    tries += 1
                     await act(event)
-                    after = max(after, event.event_date)  # type: ignore[attr-defined]
-            except (NodeUnreachable, TimeoutError) as error:
-                log.info("%s are not heard of: %s", what, error)
-                await asyncio.sleep(0.5)  # the node restarts; a refused connection returns at once
-            except (Refused, ShemError) as error:
-                log.warning("%s: %s", what, error)
-                await asyncio.sleep(0.5)
+                    after, tries = max(after, event.event_date), 0  # type: ignore[attr-defined]
+            except (ShemError, TimeoutError) as error:
+                log.info("%s: %s", what, error)
+                if tries >= MAX_TRIES and not isinstance(error, NodeUnreachable):
+                    log.warning("one of the %s is passed over: %s", what, error)
+                    after, tries = await self._past(poll, after), 0
+                await asyncio.sleep(0.5)  # the node restarts, or is busy; a refused connection returns at once
+
+    async def _past(self, poll: Callable[..., Awaitable[list[E]]], after: datetime) -> datetime:
+        """The moment of the next event."""
+        try:
+            found = await poll(after=after, app_session_id=self._session_id, timeout_s=0)
+        except (ShemError, TimeoutError):
+            return after
+        return found[0].event_date if found else after  # type: ignore[attr-defined]
 
     async def _on_debit_note(self, event: object) -> None:
         if getattr(event, "event_type", "") != "DebitNoteReceivedEvent":
@@ -255,8 +315,6 @@ class Bookkeeper:
         due = parse_amount(invoice.amount)
         if invoice.status != "RECEIVED" or await self._accept(account, invoice, due, due, len(invoice.activity_ids)):
             account.invoiced = due
-            if not due:
-                account.settled = 0
             await self._moved(account)
 
     async def _accept(
@@ -269,7 +327,7 @@ class Bookkeeper:
             why = f"it bills {format_amount(total)} where the agreed price allows at most {format_amount(most)}"
             await self._refuse(account, document, "bill_too_high", why)
             return False
-        if self.spent - account.cost + total > self._budget:
+        if self.spent - account.cost + total > self._all.budget:
             await self._refuse(account, document, "bill_over_budget", "it does not fit the budget")
             return False
         acceptance = Acceptance(total_amount_accepted=format_amount(due), allocation_id=self._allocation_id)
@@ -281,10 +339,15 @@ class Bookkeeper:
         except (Conflict, Gone, NotFound) as error:
             log.info("a bill of %s could not be accepted: %s", hired.name, error)
             return False
+        except MoneyShort as error:
+            await self._refuse(account, document, error.code, error.message)
+            return False
         return True
 
     async def _refuse(self, account: Account, document: DebitNote | Invoice, code: str, why: str) -> None:
         account.refused = why
+        asked = document.amount if isinstance(document, Invoice) else document.total_amount_due
+        self._emit(events.BillRefused(account.hired.provider_id, document.agreement_id, parse_amount(asked), code, why))
         self._leave(account.hired.provider_id, account.hired.name, code, why)
         if isinstance(document, Invoice):
             rejection = Rejection(rejection_reason="INCORRECT_AMOUNT", total_amount_accepted="0", message=why)

@@ -125,6 +125,25 @@ class CostChanged:
 
 
 @dataclass(frozen=True)
+class BillRefused:
+    """A bill was not accepted, for ``code`` and ``reason``; ``amount`` is what it asked for, in base units."""
+
+    provider_id: str
+    agreement_id: str
+    amount: int
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class BillMissing:
+    """A provider has sent no final bill in time (it went away, mostly)."""
+
+    provider_id: str
+    agreement_id: str
+
+
+@dataclass(frozen=True)
 class PaymentSettled:
     """Money arrived: final on its chain (``tx_hash`` is empty for platforms without one)."""
 
@@ -149,6 +168,8 @@ Event: TypeAlias = (
     | TaskFinished
     | TaskFailed
     | CostChanged
+    | BillRefused
+    | BillMissing
     | PaymentSettled
 )
 

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -20,7 +20,7 @@ from typing import Any
 
 from shem.client.http import NodeUnreachable
 from shem.client.market import MarketApi
-from shem.cogs.tasks import TaskScope
+from shem.cogs.tasks import TaskScope, finish
 from shem.errors import NotFound, PeerFailed, Refused, ShemError
 from shem.sdk import events
 from shem.terms.constraints import parse
@@ -146,13 +146,16 @@ class Hiring:
         for demand_id in self._demands:
             await self._withdraw(demand_id)
 
-    async def hire(self, timeout_s: float) -> Hired:
-        """An approved agreement. Raises :class:`NoProviders` when there is none after ``timeout_s``, and
-        :class:`RefusedByAll` once there will be none."""
+    async def hire(self, timeout_s: float, avoid: frozenset[str] = frozenset()) -> Hired:
+        """An approved agreement; the providers in ``avoid`` are asked after all others.
+
+        Raises :class:`NoProviders` when there is none after ``timeout_s``, and :class:`RefusedByAll` once there will be
+        none.
+        """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
         while True:
-            candidate = self._pick()
+            candidate = self._pick(avoid)
             if candidate is not None:
                 hired = await self._try(candidate)
                 if hired is not None:
@@ -178,7 +181,7 @@ class Hiring:
 
     # -- choosing
 
-    def _pick(self) -> Candidate | None:
+    def _pick(self, avoid: frozenset[str]) -> Candidate | None:
         """The best: not left, least used by us, not asked in vain just now, cheapest, first come."""
         now = asyncio.get_running_loop().time()
         self._candidates = [
@@ -188,6 +191,7 @@ class Hiring:
             self._candidates,
             default=None,
             key=lambda c: (
+                c.provider_id in avoid,
                 now - self._in_vain.get(c.provider_id, -FORGIVE_S) < FORGIVE_S,
                 self._in_use[c.provider_id] + self._negotiating[c.provider_id],
                 c.hourly,
@@ -340,16 +344,13 @@ class Hiring:
     async def _take_back(self, agreement_id: str) -> None:
         """Whether it was approved meanwhile or not: nothing of ours stays rented."""
         reason = {"message": "not needed any more", "golem.requestor.code": "Cancelled"}
-        tries: list[Callable[[], Awaitable[None]]] = [
-            lambda: self._market.cancel(agreement_id, reason),
-            lambda: self._market.terminate(agreement_id, reason),
-        ]
-        for attempt in tries:
+        for end in (self._market.cancel, self._market.terminate):
             try:
-                await asyncio.shield(self._scope.start(_run(attempt), f"take back {agreement_id[:8]}"))
+                await finish(end(agreement_id, reason))
+            except (ShemError, TimeoutError) as error:
+                log.debug("agreement %s: %s", agreement_id[:8], error)
+            else:
                 return
-            except (ShemError, TimeoutError, RuntimeError):
-                continue
 
     # -- explaining
 
@@ -386,10 +387,6 @@ class Hiring:
         except (ShemError, TimeoutError):
             return []
         return [offer.properties for offer in found]
-
-
-async def _run(call: Callable[[], Awaitable[None]]) -> None:
-    await call()
 
 
 def _rejection(reason: Mapping[str, Any]) -> ProposalRejected:

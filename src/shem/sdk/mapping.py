@@ -12,15 +12,15 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sized
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Sequence, Sized
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from shem.cogs.tasks import TaskScope
-from shem.errors import Conflict, Gone, MoneyShort, NotFound, PeerFailed, ShemError, WorkFailed
+from shem.errors import MoneyShort, ShemError
 from shem.sdk import events
-from shem.sdk.rental import Rental
+from shem.sdk.rental import LOST, Rental
 from shem.sdk.types import CommandFailed, TaskFailed
 
 log = logging.getLogger(__name__)
@@ -35,10 +35,12 @@ LINGER_S = 5.0
 BAD_STREAK = 3
 """So many failures in a row on one machine, and it is given back: it may be what fails them."""
 
-_LOST = (PeerFailed, NotFound, Gone, Conflict, WorkFailed)
-"""What the API says when a machine is no longer ours or no longer there."""
 
-OpenRental = Callable[[], AbstractAsyncContextManager[Rental]]
+_OURS = frozenset({"task_timed_out", "rental_spent", "node_unreachable"})
+"""A machine lost for these reasons is not its provider's fault."""
+
+OpenRental = Callable[[frozenset[str]], AbstractAsyncContextManager[Rental]]
+"""Rents a machine, preferably not of the named providers."""
 
 
 @dataclass
@@ -76,7 +78,7 @@ class Mapping(Generic[T, R]):
         timeout_s: float,
         retries: int,
         ordered: bool,
-        broke: asyncio.Future[None],
+        broke: Sequence[asyncio.Future[None]],
     ) -> None:
         self._task = task
         self._items = items
@@ -101,12 +103,14 @@ class Mapping(Generic[T, R]):
         self._open_workers = 0
         self._scope = TaskScope("map")
 
-    async def results(self) -> AsyncIterator[Outcome[R]]:
+    async def results(self) -> AsyncGenerator[Outcome[R], None]:
         """Every outcome: as they come, or in the items' order."""
-        self._emit(events.TasksAdded(len(self._items) if isinstance(self._items, Sized) else None))
+        total = len(self._items) if isinstance(self._items, Sized) else getattr(self._items, "total", None)
+        self._emit(events.TasksAdded(total))
         early: dict[int, Outcome[R]] = {}
         turn = 0
-        self._broke.add_done_callback(self._on_broke)
+        for broke in self._broke:
+            broke.add_done_callback(self._on_broke)
         try:
             async with self._scope as scope:
                 scope.start(self._draw(), "items")
@@ -124,7 +128,8 @@ class Mapping(Generic[T, R]):
                         turn += 1
                         await self._count_delivered()
         finally:
-            self._broke.remove_done_callback(self._on_broke)
+            for broke in self._broke:
+                broke.remove_done_callback(self._on_broke)
 
     # -- the consumer's side
 
@@ -167,9 +172,7 @@ class Mapping(Generic[T, R]):
             else:
                 for item in self._items:
                     await self._add(item)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:  # noqa: BLE001 - the user's iterator failed: it is the user's to see
+        except Exception as error:  # noqa: BLE001 - the user's iterator failed: it is the user's to see
             self._fatal = self._fatal or error
         async with self._changed:
             self._exhausted = True
@@ -188,18 +191,18 @@ class Mapping(Generic[T, R]):
         try:
             while await self._wanted():
                 await self._use_one_machine(number)
-        except ShemError as error:
+        except (ShemError, TimeoutError) as error:
             await self._worker_gave_up(error)
+        except Exception as error:  # noqa: BLE001 - the user's setup function failed: it is the user's to see
+            await self._stop(error)
         finally:
             self._open_workers -= 1
 
-    async def _worker_gave_up(self, error: ShemError) -> None:
-        """No machine for this worker. As long as others have one, the work goes on with fewer."""
+    async def _worker_gave_up(self, error: ShemError | TimeoutError) -> None:
+        """No machine for this worker. As long as others have one, or look for one, the work goes on with fewer."""
         async with self._changed:
-            if isinstance(error, MoneyShort) or not self._at_work:
-                others = self._open_workers - 1 - len(self._at_work)
-                if others <= 0 or isinstance(error, MoneyShort):
-                    self._fatal = self._fatal or error
+            if isinstance(error, MoneyShort) or self._open_workers <= 1:
+                self._fatal = self._fatal or error
             else:
                 log.warning("going on with fewer machines: %s", error)
             self._changed.notify_all()
@@ -212,7 +215,8 @@ class Mapping(Generic[T, R]):
 
     async def _use_one_machine(self, number: int) -> None:
         """Rent, work, give back."""
-        async with self._open_rental() as rental:
+        avoid = frozenset.intersection(*(frozenset(a.tried) for a in self._waiting)) if self._waiting else frozenset()
+        async with self._open_rental(avoid) as rental:
             self._at_work[number] = rental.provider_id
             try:
                 await self._serve(rental)
@@ -227,7 +231,8 @@ class Mapping(Generic[T, R]):
             try:
                 ok = await self._attempt(rental, attempt)
             except _MachineLost as lost:
-                self._leave(rental.provider_id, rental.provider_name, lost.code, lost.reason)
+                if lost.code not in _OURS:
+                    self._leave(rental.provider_id, rental.provider_name, lost.code, lost.reason)
                 return
             streak = 0 if ok else streak + 1
             if streak >= BAD_STREAK:
@@ -269,12 +274,15 @@ class Mapping(Generic[T, R]):
         )
         begun = time.monotonic()
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s) as limit:
                 result = await self._task(rental, attempt.item)
         except asyncio.CancelledError:
             await self._put_back(attempt)
             raise
         except TimeoutError as error:
+            if not limit.expired():
+                await self._failed(rental, attempt, error)  # the task's own
+                return False
             failure: BaseException = TaskFailed(
                 f"task {attempt.index} took longer than {self._timeout_s:g} s",
                 code="task_timed_out",
@@ -287,7 +295,7 @@ class Mapping(Generic[T, R]):
         except CommandFailed as error:
             await self._failed(rental, attempt, error)
             return False
-        except _LOST as error:
+        except LOST as error:
             await self._lost(rental, attempt, error)
             raise _MachineLost(error.code, error.message) from error
         except Exception as error:  # noqa: BLE001 - the user's function failed: tried elsewhere, then theirs to see

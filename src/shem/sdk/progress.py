@@ -152,6 +152,11 @@ def show_bill(report: Report, console: Console) -> None:
     table.add_section()
     table.add_row("all", str(report.tasks_done), "", format_amount(report.cost), format_amount(report.paid))
     console.print(table)
+    for p in report.providers.values():
+        for reason in p.refused.values():
+            console.print(f"not paid: the bill of {p.name}: {reason}", style="yellow", markup=False, soft_wrap=True)
+        if p.unbilled:
+            console.print(f"{p.name} has sent no bill for {len(p.unbilled)} agreement(s)", style="yellow", markup=False)
     payments = [(p.name, s) for p in report.providers.values() for s in p.payments if s.tx_hash]
     if payments:
         console.print("Settled on the chain", style="bold")

@@ -16,7 +16,7 @@ from typing import Any
 
 from shem.client.activity import ActivityApi
 from shem.client.http import NodeUnreachable
-from shem.errors import PeerFailed, Refused
+from shem.errors import Conflict, Gone, NotFound, PeerFailed, Refused, WorkFailed
 from shem.sdk import events
 from shem.sdk.transfer import Courier
 from shem.sdk.types import CommandFailed, Result
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 NODE_PATIENCE_S = 60.0
 """How long our own node may be away (being restarted) before the work on a rental is given up."""
+LOST = (PeerFailed, NotFound, Gone, Conflict, WorkFailed)
+"""What the API says when a machine is no longer ours or no longer there."""
 _CAPTURE: dict[str, Any] = {"stdout": {"stream": {}}, "stderr": {"stream": {}}}
 
 
@@ -53,6 +55,7 @@ class Rental:
         self._courier = courier
         self._emit = emit
         self._turn = asyncio.Lock()
+        self._spent = False
 
     @property
     def number(self) -> int:
@@ -90,9 +93,11 @@ class Rental:
         """Run one command to its end.
 
         ``argv`` is the program and its arguments (no shell unless you name one); ``timeout`` in seconds is enforced on
-        the machine; ``cwd`` and ``env`` add to what the image sets. Raises :class:`CommandFailed` when it exits with
-        anything but 0, unless ``check`` is false; always when it could not be run to its end (``command_not_found``,
-        ``out_of_memory``, ``timed_out``, ``output_limit``). Raises ``PeerFailed`` when the machine is lost.
+        the machine; ``cwd`` and ``env`` add to what the image sets (by its ``/bin/sh`` and ``/usr/bin/env``).
+
+        Raises :class:`CommandFailed` when it exits with anything but 0, unless ``check`` is false; always when it could
+        not be run to its end (``command_not_found``, ``out_of_memory``, ``timed_out``, ``output_limit``). Raises
+        ``PeerFailed`` when the machine is lost.
         """
         if not argv:
             raise Refused("run needs a command", code="no_command")
@@ -174,8 +179,18 @@ class Rental:
         One :class:`Result` for each command that ended; the batch stops at the first that fails. One batch at a time.
         """
         async with self._turn:
-            batch = await self._activities.exec(self._activity_id, list(script))
-            results = await self._follow(batch, len(script))
+            if self._spent:
+                raise Gone(
+                    "this machine is still busy with a command that was given up",
+                    code="rental_spent",
+                    hint="give commands a timeout= of their own, which ends them on the machine",
+                )
+            try:
+                batch = await self._activities.exec(self._activity_id, list(script))
+                results = await self._follow(batch, len(script))
+            except asyncio.CancelledError:
+                self._spent = True  # the command runs on there; whatever came next would wait for it
+                raise
         if check and results and results[-1].exit_code:
             failed = results[-1]
             raise CommandFailed(failed.message or "a command failed", failed, code=failure_code(failed))

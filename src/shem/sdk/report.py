@@ -23,6 +23,10 @@ class ProviderReport:
     costs: dict[str, int] = field(default_factory=dict)
     """Agreement id → its bill in base units."""
     payments: list[events.PaymentSettled] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    """Agreement id → why its bill was not accepted."""
+    unbilled: set[str] = field(default_factory=set)
+    """Agreements that no final bill came for."""
     left: str = ""
 
     @property
@@ -67,6 +71,10 @@ class Report:
                 self.tasks_failed += not retried
             case events.CostChanged(provider_id=pid, agreement_id=agreement, cost=cost):
                 self._of(pid).costs[agreement] = cost
+            case events.BillRefused(provider_id=pid, agreement_id=agreement, reason=reason):
+                self._of(pid).refused[agreement] = reason
+            case events.BillMissing(provider_id=pid, agreement_id=agreement):
+                self._of(pid).unbilled.add(agreement)
             case events.PaymentSettled(provider_id=pid):
                 self._of(pid).payments.append(event)
             case events.ProviderLeft(provider_id=pid, provider_name=name, code=code):
@@ -92,8 +100,8 @@ class Report:
 
     @property
     def settled(self) -> bool:
-        """Whether every bill is paid to the last unit."""
-        return all(p.paid == p.cost for p in self.providers.values())
+        """Whether every agreement was billed, no bill was refused, and each is paid to the last unit."""
+        return all(p.paid == p.cost and not p.refused and not p.unbilled for p in self.providers.values())
 
     def finish(self) -> None:
         """The session is over: stop its clock."""
@@ -122,6 +130,8 @@ class Report:
                     "busy_s": round(p.busy_s, 3),
                     "cost": format_amount(p.cost),
                     "paid": format_amount(p.paid),
+                    "refused": sorted(p.refused.values()),
+                    "unbilled": len(p.unbilled),
                     "left": p.left or None,
                     "payments": [
                         {

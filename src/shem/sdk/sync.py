@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -57,9 +57,11 @@ class Rental(Facade[_rental.Rental]):
         """Run one command to its end.
 
         ``argv`` is the program and its arguments (no shell unless you name one); ``timeout`` in seconds is enforced on
-        the machine; ``cwd`` and ``env`` add to what the image sets. Raises :class:`CommandFailed` when it exits with
-        anything but 0, unless ``check`` is false; always when it could not be run to its end (``command_not_found``,
-        ``out_of_memory``, ``timed_out``, ``output_limit``). Raises ``PeerFailed`` when the machine is lost.
+        the machine; ``cwd`` and ``env`` add to what the image sets (by its ``/bin/sh`` and ``/usr/bin/env``).
+
+        Raises :class:`CommandFailed` when it exits with anything but 0, unless ``check`` is false; always when it could
+        not be run to its end (``command_not_found``, ``out_of_memory``, ``timed_out``, ``output_limit``). Raises
+        ``PeerFailed`` when the machine is lost.
         """
         return self._wait(lambda: self._inner.run(*argv, timeout=timeout, check=check, cwd=cwd, env=env))
 
@@ -105,11 +107,10 @@ class Golem(Facade[_golem.Golem]):
     """A session. Use it as ``with Golem(…) as golem`` or ``async with Golem(…) as golem``.
 
     ``budget``: the most that is ever spent, as a decimal string of tokens: work stops while what was done can still be
-    paid. ``platform``: which payment platform
-    (``erc20-polygon-glm`` …; default: the node's first). ``api_url`` and ``app_key`` default to ``YAGNA_API_URL`` and
-    ``YAGNA_APPKEY``, and else to this user's own node. ``max_hourly``: offers whose fully used hour costs more are passed
-    over. ``progress``: draw a live
-    picture on stderr (default: when it is a terminal). ``listener`` gets every :data:`~shem.sdk.events.Event`.
+    paid. ``platform``: which payment platform (``erc20-polygon-glm`` …; default: the node's first). ``api_url`` and
+    ``app_key`` default to ``YAGNA_API_URL`` and ``YAGNA_APPKEY``, and else to this user's own node. ``max_hourly``: offers
+    whose fully used hour costs more are passed over. ``progress``: draw a live picture on stderr (default: when it is a
+    terminal, or ``SHEM_PROGRESS=always``). ``listener`` gets every :data:`~shem.sdk.events.Event`.
     """
 
     @property
@@ -125,10 +126,11 @@ class Golem(Facade[_golem.Golem]):
     def map(
         self,
         task: SyncTaskFunction[T, R],
-        items: Iterable[T] | Iterable[T],
+        items: Iterable[T] | AsyncIterable[T],
         *,
         image: str | Path,
         workers: int = 4,
+        budget: str | None = None,
         timeout: float = 300.0,
         retries: int = 2,
         ordered: bool = False,
@@ -139,20 +141,22 @@ class Golem(Facade[_golem.Golem]):
         """Run ``task(machine, item)`` for every item on up to ``workers`` machines; yield results as they come.
 
         ``image``: a docker image: a reference (``python:3.12``), or the path of an OCI layout or ``docker save`` tar.
-        ``timeout``: seconds that one attempt may take. ``retries``: a failed task is tried so many times more, at
-        another provider where there is one. ``ordered``: yield in the order of the items. ``setup(machine)`` runs once
-        on each new machine. ``hire_timeout``: seconds to find a machine in.
+        ``budget``: the most that this map may spend, in tokens, of what the session has. ``timeout``: seconds that one
+        attempt may take. ``retries``: a failed task is tried so many times more, at another provider where there is
+        one. ``ordered``: yield in the order of the items. ``setup(machine)`` runs once on each new machine.
+        ``hire_timeout``: seconds to find a machine in.
 
         Items are drawn as needed (an endless generator will do), results are kept until you take them. Leaving the loop
-        early gives the machines back. Raises the last error of a task that failed for good (``CommandFailed``,
-        ``TaskFailed`` or the task's own), ``NoProviders``, ``BudgetExceeded``.
+        early gives the machines back; so does leaving the session. Raises the last error of a task that failed for good
+        (``CommandFailed``, ``TaskFailed`` or the task's own), what ``setup`` raises, ``NoProviders``, ``BudgetExceeded``.
         """
         return self._iterate(
             self._inner.map(
                 self._plain(task, Rental),
-                items,
+                self._drawn(items),
                 image=image,
                 workers=workers,
+                budget=budget,
                 timeout=timeout,
                 retries=retries,
                 ordered=ordered,
@@ -171,7 +175,7 @@ class Golem(Facade[_golem.Golem]):
         need: Need | None = None,
         hire_timeout: float = 60.0,
     ) -> Iterator[Rental]:
-        """One machine, for as long as the block lasts. Raises ``NoProviders``."""
+        """One machine, for as long as the block lasts. Raises ``NoProviders``, ``BudgetExceeded``."""
         manager = self._inner.rent(
             image, setup=(None if setup is None else self._plain(setup, Rental)), need=need, hire_timeout=hire_timeout
         )

@@ -7,11 +7,14 @@ inbox of the node first, and to the user's disk once it is whole.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import tarfile
 from collections.abc import AsyncIterator, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from shem.client.files import FilesApi, Source
 from shem.cogs.tasks import TaskScope
@@ -48,13 +51,10 @@ class Courier:
         Files are published once for as long as they do not change, whoever asks, and stay until the session ends.
         """
         if path.is_dir():
-            stored = await self._files.upload(_tar(path))
-            try:
-                yield stored.url, {"format": "tar"}
-            finally:
-                await self._give_up(stored.file_id)
-            return
-        yield (await self.publish(path)).url, {}
+            facts = await asyncio.to_thread(_facts, path)
+            yield (await self._once((str(path.resolve()), facts), _tar(path))).url, {"format": "tar"}
+        else:
+            yield (await self.publish(path)).url, {}
 
     async def publish(self, path: Path) -> StoredFile:
         """Publish a file for the session; the same unchanged file is sent to the node only once."""
@@ -139,8 +139,32 @@ class Delivery:
             return b"".join([chunk async for chunk in source.chunks()])
 
 
+def _facts(directory: Path) -> str:
+    """Changes when anything below ``directory`` does. Raises ``Refused`` (``input_unreadable``)."""
+    digest = hashlib.sha256()
+    for place, directories, files in os.walk(directory, onerror=_unreadable):
+        directories.sort()
+        for name in sorted((*directories, *files)):
+            path = Path(place) / name
+            try:
+                found = path.lstat()
+            except OSError as error:
+                _unreadable(error)
+            digest.update(
+                f"{path} {found.st_mode} {found.st_size} {found.st_mtime_ns}\0".encode(errors="surrogateescape")
+            )
+    return digest.hexdigest()
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise Refused(f"{error.filename} cannot be read: {error.strerror}", code="input_unreadable") from error
+
+
 async def _tar(directory: Path) -> AsyncIterator[bytes]:
-    """The directory as a tar stream, made as it is read: memory does not grow with it."""
+    """The directory as a tar stream, made as it is read: memory does not grow with it.
+
+    The maker has a thread of its own: in the common pool, as many makers as it has threads would leave none to read.
+    """
     reader, writer = os.pipe()
 
     def make() -> None:
@@ -150,13 +174,15 @@ async def _tar(directory: Path) -> AsyncIterator[bytes]:
         ):
             archive.add(directory, arcname=".", recursive=True)
 
-    making = asyncio.get_running_loop().run_in_executor(None, make)
+    maker = ThreadPoolExecutor(1, thread_name_prefix="shem-tar")
+    making = asyncio.get_running_loop().run_in_executor(maker, make)
     try:
         while chunk := await asyncio.to_thread(os.read, reader, CHUNK_BYTES):
             yield chunk
+        await asyncio.shield(making)
+    except OSError as error:
+        _unreadable(error)
     finally:
-        os.close(reader)  # a writer that is still at it gets EPIPE and ends
-        try:
-            await making
-        except BrokenPipeError:
-            pass
+        os.close(reader)  # a maker that is still at it gets EPIPE and ends
+        making.add_done_callback(lambda made: None if made.cancelled() else made.exception() and None)
+        maker.shutdown(wait=False)

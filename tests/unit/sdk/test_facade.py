@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from shem.sdk._facade import Portal
+from shem.sdk._facade import Facade, Portal, TaskExited
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_plain_function_may_call_back_into_the_loop(portal: Portal) -> None:
 
 PROGRAM = """
 import asyncio, signal, os
-from shem.sdk._facade import Portal
+from shem.sdk._facade import Facade, Portal, TaskExited
 portal = Portal()
 async def work():
     try:
@@ -95,3 +95,58 @@ def test_ctrl_c_waits_until_the_work_has_cleaned_up() -> None:
     said, complaints = process.communicate(timeout=20)
     assert said == "cleaned up\ninterrupted\n", complaints
     assert process.returncode == 0, complaints
+
+
+@pytest.mark.parametrize("ending", [SystemExit(3), StopIteration(), KeyboardInterrupt(), GeneratorExit()])
+def test_a_function_that_ends_itself_is_an_error_and_nobody_hangs(portal: Portal, ending: BaseException) -> None:
+    def task() -> None:
+        raise ending
+
+    async def run() -> None:
+        await portal.in_thread(task)
+
+    with pytest.raises(TaskExited):
+        portal.call(run)
+    assert not portal.closed
+
+
+def test_a_loop_that_ends_frees_whoever_waits() -> None:
+    portal = Portal()
+
+    async def end() -> None:
+        asyncio.get_running_loop().stop()
+        await asyncio.Event().wait()
+
+    with pytest.raises((RuntimeError, asyncio.CancelledError)):
+        portal.call(end)
+    portal.close()
+    with pytest.raises(RuntimeError, match="over"):
+        portal.call(end)
+
+
+def test_an_iterator_left_over_after_the_end_does_no_harm() -> None:
+    portal = Portal()
+
+    async def numbers() -> AsyncIterator[int]:
+        for n in range(3):
+            yield n
+
+    held = portal.iterate(numbers())
+    assert next(held) == 0
+    portal.close()
+    held.close()
+
+
+def test_items_are_drawn_beside_the_loop(portal: Portal) -> None:
+    names: list[str] = []
+
+    def source() -> Iterator[int]:
+        for n in range(3):
+            names.append(threading.current_thread().name)
+            yield n
+
+    async def collect() -> list[int]:
+        return [n async for n in Facade(None, portal)._drawn(source())]
+
+    assert portal.call(collect) == [0, 1, 2]
+    assert set(names) == {"shem-items"}

@@ -36,8 +36,9 @@ class World:
         self.numbers = itertools.count(1)
 
     @asynccontextmanager
-    async def machine(self) -> AsyncIterator[Any]:
-        provider = next((p for p in self.free if p not in self.left), None)
+    async def machine(self, avoid: frozenset[str]) -> AsyncIterator[Any]:
+        fit = [p for p in self.free if p not in self.left]
+        provider = min(fit, key=lambda p: p in avoid, default=None)
         if provider is None:
             raise NoProviders("nobody is left")
         self.free.remove(provider)
@@ -58,7 +59,7 @@ class World:
             "timeout_s": 5.0,
             "retries": 2,
             "ordered": False,
-            "broke": asyncio.get_running_loop().create_future(),
+            "broke": [asyncio.get_running_loop().create_future()],
         }
         return Mapping(
             task, items, open_rental=self.machine, leave=self.leave, emit=self.events.append, **(settings | options)
@@ -232,7 +233,8 @@ async def test_a_task_that_takes_too_long_costs_the_machine_and_is_tried_elsewhe
 
     done = await collect(world.map(task, [7], workers=1, timeout_s=0.05))
     assert [o.result for o in done] == [7]
-    assert world.left == {"slow": "task_timed_out"}
+    assert world.left == {}
+    assert world.rented == ["slow", "quick"]
 
     alone = World("slow")
     done = await collect(alone.map(task, [7], workers=1, timeout_s=0.05, retries=0))
@@ -269,7 +271,7 @@ async def test_running_out_of_money_stops_the_work_at_once() -> None:
         return item
 
     with pytest.raises(MoneyShort):
-        await collect(world.map(task, range(100), broke=broke))
+        await collect(world.map(task, range(100), broke=[broke]))
     assert world.open == 0
 
 
@@ -280,3 +282,57 @@ async def test_stopping_early_gives_machines_back() -> None:
         break
     await results.aclose()  # type: ignore[attr-defined]
     assert world.open == 0
+
+
+async def test_a_time_out_of_the_tasks_own_is_not_the_limit() -> None:
+    world = World("a")
+
+    async def task(machine: Any, item: int) -> int:
+        raise TimeoutError("theirs")
+
+    done = await collect(world.map(task, [1], retries=0))
+    assert isinstance(done[0].error, TimeoutError)
+    assert str(done[0].error) == "theirs"
+    assert world.rented == ["a"]
+
+
+async def test_what_setup_raises_ends_the_map_with_it() -> None:
+    @asynccontextmanager
+    async def broken(avoid: frozenset[str]) -> AsyncIterator[Any]:
+        raise ValueError("setup failed")
+        yield
+
+    mapping = World().map(double, range(3))
+    mapping._open_rental = broken
+    with pytest.raises(ValueError, match="setup failed"):
+        await asyncio.wait_for(collect(mapping), 5)
+
+
+async def test_no_machine_in_time_is_an_error_also_without_a_code() -> None:
+    @asynccontextmanager
+    async def never(avoid: frozenset[str]) -> AsyncIterator[Any]:
+        raise TimeoutError("no answer")
+        yield
+
+    mapping = World().map(double, range(3), workers=3)
+    mapping._open_rental = never
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(collect(mapping), 5)
+
+
+async def test_a_machine_given_up_by_its_user_is_not_its_providers_fault() -> None:
+    from shem.errors import Gone
+
+    world = World("a")
+    spent: list[int] = []
+
+    async def task(machine: Any, item: int) -> int:
+        if not spent:
+            spent.append(item)
+            raise Gone("busy", code="rental_spent")
+        return item
+
+    done = await collect(world.map(task, [1]))
+    assert [o.result for o in done] == [1]
+    assert world.left == {}
+    assert world.rented == ["a", "a"]

@@ -1,0 +1,259 @@
+"""Renting: from a need to a machine with the image running, and back.
+
+Everything that is rented is known here, so that a session can give all of it back, whatever its user still holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from shem.client.activity import ActivityApi
+from shem.client.http import NodeUnreachable
+from shem.client.market import MarketApi
+from shem.cogs.tasks import TaskScope, finish
+from shem.errors import PeerFailed, Refused, ShemError
+from shem.sdk import events
+from shem.sdk.bookkeeping import Bookkeeper, Purse
+from shem.sdk.demand import demand_constraints, demand_properties
+from shem.sdk.events import Event
+from shem.sdk.hiring import Hired, Hiring
+from shem.sdk.images import publish_image
+from shem.sdk.rental import LOST, Rental, failure_code
+from shem.sdk.transfer import Courier
+from shem.sdk.types import CommandFailed, Need, SetupFunction
+from shem.wire.payment import Decorations
+
+log = logging.getLogger(__name__)
+
+LIFETIME_S = 2 * 3600.0
+"""An agreement ends by itself after this; a longer job goes on with a new one."""
+CREATE_TRIES = 4
+MAX_DEPLOY_FAILURES = 3
+"""An image that fails to start at so many providers, and nowhere works, is taken to be what is wrong."""
+DESTROY_S = 5.0
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What somebody wants machines for."""
+
+    need: Need
+    hire_timeout_s: float
+    setup: SetupFunction | None
+    purse: Purse | None
+
+
+@dataclass(eq=False)
+class Machine:
+    """A rented machine, until it is given back."""
+
+    hiring: Hiring
+    hired: Hired
+    rental: Rental | None = None
+    activity_id: str = ""
+    given_back: bool = field(default=False)
+
+
+class Machines:
+    """All machines of a session."""
+
+    def __init__(
+        self,
+        *,
+        market: MarketApi,
+        activities: ActivityApi,
+        courier: Courier,
+        books: Bookkeeper,
+        decorations: Decorations,
+        platform: str,
+        subnet: str,
+        session_id: str,
+        node_id: str,
+        max_hourly: int | None,
+        left: dict[str, str],
+        leave: Callable[[str, str, str, str], None],
+        emit: Callable[[Event], None],
+    ) -> None:
+        self._market = market
+        self._activities = activities
+        self._courier = courier
+        self._books = books
+        self._decorations = decorations
+        self._platform = platform
+        self._subnet = subnet
+        self._session_id = session_id
+        self._node_id = node_id
+        self._max_hourly = max_hourly
+        self._left = left
+        self._leave = leave
+        self._emit = emit
+        self._open: set[Machine] = set()
+        self._count = 0
+        self._worked = False
+        self._scope = TaskScope("machines")
+
+    async def close(self) -> None:
+        """Give back whatever is still rented."""
+        for machine in list(self._open):
+            await self._give_back(machine, "Cancelled")
+        await self._scope.close()
+
+    def end_all(self, purse: Purse | None = None) -> None:
+        """The money is used up (of this purse, or of the session): machines must not run on, whatever their users do."""
+        for machine in list(self._open):
+            if machine.activity_id and (purse is None or purse.holds(machine.hired.agreement.agreement_id)):
+                self._scope.start(self._end_activity(machine), f"end {machine.activity_id[:8]}")
+
+    @asynccontextmanager
+    async def hiring(self, image: str | Path, need: Need) -> AsyncIterator[Hiring]:
+        """Publish the image and look for providers as long as the block lasts."""
+        published = await publish_image(image, self._courier)
+        constraints = demand_constraints(need, subnet=self._subnet, decorations=self._decorations)
+
+        def demand() -> tuple[dict[str, Any], str]:
+            properties = demand_properties(
+                published.package,
+                need,
+                subnet=self._subnet,
+                name=f"requestor-{self._node_id[2:8]}",
+                expires=datetime.now(UTC) + timedelta(seconds=LIFETIME_S),
+                decorations=self._decorations,
+            )
+            return properties, constraints
+
+        async with Hiring(
+            self._market,
+            demand=demand,
+            platform=self._platform,
+            session_id=self._session_id,
+            threads=need.cpu_threads,
+            max_hourly=self._max_hourly,
+            left=self._left,
+            emit=self._emit,
+        ) as hiring:
+            yield hiring
+
+    @asynccontextmanager
+    async def rented(self, hiring: Hiring, wish: Wish, avoid: frozenset[str] = frozenset()) -> AsyncIterator[Rental]:
+        """One machine with the image running and ``setup`` done, preferably not of the providers in ``avoid``."""
+        machine = await self._ready(hiring, wish, avoid)
+        reason = "Success"
+        try:
+            assert machine.rental is not None
+            yield machine.rental
+        except BaseException as error:
+            reason = "Cancelled" if isinstance(error, asyncio.CancelledError | GeneratorExit) else "Failed"
+            raise
+        finally:
+            await self._give_back(machine, reason)
+
+    async def _ready(self, hiring: Hiring, wish: Wish, avoid: frozenset[str]) -> Machine:
+        """Hire until a machine is ready. Raises what the last one failed with when trying on will not help."""
+        failures = 0
+        while True:
+            machine = Machine(hiring, await hiring.hire(wish.hire_timeout_s, avoid))
+            self._open.add(machine)
+            try:
+                self._books.open(machine.hired, wish.need.cpu_threads, wish.purse)
+                machine.rental = await self._start(machine)
+                if wish.setup is not None:
+                    await wish.setup(machine.rental)
+                self._worked = True
+                return machine
+            except BaseException as error:
+                await self._give_back(machine, "Failed")
+                if not isinstance(error, (CommandFailed, TimeoutError, *LOST)):
+                    raise
+                failures += 1
+                code = error.code if isinstance(error, ShemError) else "timeout"
+                self._leave(machine.hired.provider_id, machine.hired.name, code, str(error))
+                if failures >= MAX_DEPLOY_FAILURES or (not self._worked and self._hopeless(hiring, code)):
+                    raise
+
+    def _hopeless(self, hiring: Hiring, code: str) -> bool:
+        """Everybody we know of failed in the same way: more of the same will not help."""
+        return hiring.known_providers <= {p for p, why in self._left.items() if why == code}
+
+    async def _start(self, machine: Machine) -> Rental:
+        hired = machine.hired
+        agreement_id = hired.agreement.agreement_id
+        machine.activity_id = await self._create_activity(agreement_id)
+        self._count += 1
+        rental = Rental(
+            self._count,
+            hired.provider_id,
+            hired.name,
+            agreement_id,
+            machine.activity_id,
+            activities=self._activities,
+            courier=self._courier,
+            emit=self._emit,
+        )
+        self._emit(events.RentalProgress(rental.number, hired.name, "starting the image"))
+        deploy = {"deploy": {"progress": {"updateInterval": "300ms"}}}
+        failed = (await rental.execute([deploy, {"start": {}}], check=False))[-1]
+        if failed.exit_code:
+            code = failure_code(failed)
+            raise CommandFailed(
+                f"{hired.name} could not start the image: {failed.message}",
+                failed,
+                code="start_failed" if code == "nonzero_exit" else code,
+            )
+        self._emit(events.RentalStarted(rental.number, hired.provider_id, hired.name, agreement_id))
+        return rental
+
+    async def _create_activity(self, agreement_id: str) -> str:
+        """The provider may see the approval a moment after we do (its node lost our answer and asks again)."""
+        for attempt in range(CREATE_TRIES):
+            try:
+                return await self._activities.create(agreement_id, timeout_s=60)
+            except Refused as error:
+                if error.code != "agreement_not_approved" or attempt == CREATE_TRIES - 1:
+                    raise
+                await asyncio.sleep(0.3 * (attempt + 1))
+        raise AssertionError("the last try returns or raises")
+
+    async def _give_back(self, machine: Machine, code: str) -> None:
+        """End the activity and the agreement. Finishes even when we are being cancelled; again does nothing."""
+        if machine.given_back:
+            return
+        machine.given_back = True
+        machine.hiring.give_back(machine.hired)
+        try:
+            await finish(self._end(machine, code))
+        finally:
+            self._open.discard(machine)
+        if machine.rental is not None:
+            hired = machine.hired
+            agreement_id = hired.agreement.agreement_id
+            self._emit(events.RentalEnded(machine.rental.number, hired.provider_id, agreement_id, "given back"))
+
+    async def _end(self, machine: Machine, code: str) -> None:
+        agreement_id = machine.hired.agreement.agreement_id
+        heard = not machine.activity_id or await self._end_activity(machine)
+        self._books.close_account(agreement_id, lost=not heard)
+        reason = {"message": "work done" if code == "Success" else code, "golem.requestor.code": code}
+        try:
+            await self._market.terminate(agreement_id, reason)
+        except NodeUnreachable as error:
+            log.warning("agreement %s may still run: %s", agreement_id[:8], error)
+        except (ShemError, TimeoutError) as error:
+            log.info("agreement %s had ended before: %s", agreement_id[:8], error)
+
+    async def _end_activity(self, machine: Machine) -> bool:
+        """Whether the provider was there to hear it."""
+        try:
+            await self._activities.destroy(machine.activity_id, timeout_s=DESTROY_S)
+        except (PeerFailed, TimeoutError) as error:
+            log.info("activity %s did not end by the book: %s", machine.activity_id[:8], error)
+            return False
+        except ShemError as error:
+            log.info("activity %s had ended before: %s", machine.activity_id[:8], error)
+        return True
