@@ -71,7 +71,9 @@ headers = st.fixed_dictionaries(
     optional={
         "Content-Type": st.sampled_from(["text/plain", "application/json; charset=utf-16", "multipart/form-data", ""]),
         "Accept": st.sampled_from(["*/*", "application/xml"]),
-        "Range": st.sampled_from(["bytes=0-", "bytes=5-2", "bytes=-5", "bytes=999999999999-", "lines=1"]),
+        "Range": st.sampled_from(
+            ["bytes=0-", "bytes=5-2", "bytes=-5", "bytes=999999999999-", "bytes=99999999999999999999-", "lines=1"]
+        ),
         "Last-Event-ID": st.sampled_from(["x", "9" * 40, "-1"]),
         "X-Requestor-Events": st.sampled_from(["", ",,,", "RECEIVED,NONSENSE"]),
         "Content-Encoding": st.sampled_from(["gzip", "deflate", "nonsense"]),

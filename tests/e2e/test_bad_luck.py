@@ -53,7 +53,7 @@ async def test_a_registry_inside_the_providers_own_network_is_not_asked(golem: G
 
 
 async def test_an_image_whose_content_is_not_what_its_digest_says(golem: Golem, tmp_path: Path) -> None:
-    bad = make_small_image(tmp_path / "bad")
+    bad = make_small_image(tmp_path / "bad", {"Labels": {"this": "one nobody has yet"}})
     layer = max((bad / "blobs" / "sha256").iterdir(), key=lambda p: p.stat().st_size)
     content = bytearray(layer.read_bytes())
     content[5000] ^= 1

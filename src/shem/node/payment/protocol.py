@@ -30,7 +30,8 @@ MAX_PARTS = 256
 _Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 _Text = Annotated[str, msgspec.Meta(max_length=2000)]
 _Node = Annotated[str, msgspec.Meta(pattern=r"^0x[0-9a-f]{40}\Z")]
-_Us = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+_Us = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999_999)]
+"""Microseconds since 1970, up to the year 9999: what a calendar can hold."""
 Units = Annotated[str, msgspec.Meta(pattern=r"^(0|[1-9][0-9]{0,28})\Z")]
 """Base units: msgpack's integers end at 64 bits."""
 

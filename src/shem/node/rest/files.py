@@ -22,6 +22,7 @@ from shem.wire.files import (
     parse_file_id,
 )
 
+MAX_OFFSET = 1 << 53
 _OCTETS = "application/octet-stream"
 
 
@@ -138,4 +139,6 @@ def _range(request: web.Request) -> tuple[int, int | None]:
     start = asked.start or 0
     if start < 0:
         raise Refused("ranges from the end are not served", code="bad_range")
+    if max(start, asked.stop or 0) > MAX_OFFSET:
+        raise Refused("no file is that large", code="bad_range")
     return start, None if asked.stop is None else asked.stop - start

@@ -7,7 +7,6 @@ The only module of the node that knows HTTP statuses. Each domain's handlers liv
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -257,11 +256,6 @@ def build_app(
     app = web.Application(middlewares=[shape_errors, authenticate], client_max_size=MAX_BODY_BYTES)
     app.add_routes(list(routes))
     return app
-
-
-def same_key(left: str, right: str) -> bool:
-    """Compare secrets without telling by time how much is right."""
-    return hmac.compare_digest(left.encode(), right.encode())
 
 
 def names(request: web.Request) -> Mapping[str, str]:
