@@ -66,7 +66,7 @@ async def test_an_image_whose_content_is_not_what_its_digest_says(golem: Golem, 
 async def test_an_input_that_does_not_exist(golem: Golem, image: Path) -> None:
     async with golem:
         with pytest.raises(ShemError) as caught:
-            await golem.run(image, ["true"], inputs={"/does/not/exist": "/work/x"})
+            await golem.run(image, ["true"], inputs=[("/does/not/exist", "/work/x")])
     assert caught.value.code == "input_missing"
 
 

@@ -11,6 +11,7 @@ from shem.errors import Gone, MoneyShort
 from shem.sdk import CommandFailed, Golem, Need, Rental, events
 from shem.terms.amounts import parse_amount
 from shem.testing.devnet import Devnet
+from shem.testing.small_image import make_small_image
 from tests.e2e.conftest import Registry, session
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(240)]
@@ -68,6 +69,15 @@ async def test_image_settings_hold_and_the_sandbox_has_no_network(golem: Golem, 
         assert (await machine.shell("echo $GREETING; pwd")).text == "hello\n/work\n"
         assert (await machine.run("env", env={"X": "1"}, cwd="/tmp")).text.count("X=1\n") == 1
         assert (await machine.shell("cat /proc/net/dev | wc -l")).text.strip() == "3"
+
+
+async def test_the_images_own_program_runs_with_its_own_or_other_arguments(golem: Golem, tmp_path: Path) -> None:
+    settings = {"Entrypoint": ["echo", "entry"], "Cmd": ["cmd"], "User": "worker", "WorkingDir": "/tmp"}
+    made = make_small_image(tmp_path / "made", settings)
+    async with golem, golem.rent(made) as machine:
+        assert (await machine.run_image()).text == "entry cmd\n"
+        assert (await machine.run_image("other", "words")).text == "entry other words\n"
+        assert (await machine.shell("id -u; pwd")).text == "1000\n/tmp\n"
 
 
 async def test_output_is_complete_ordered_and_binary_safe(golem: Golem, image: Path) -> None:

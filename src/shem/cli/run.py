@@ -23,7 +23,10 @@ def run(
     image: Annotated[
         str, typer.Argument(help="A docker image: a reference, or the path of an OCI layout or docker save tar.")
     ],
-    command: Annotated[list[str], typer.Argument(help="The command and its arguments, after --.")],
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(help="The command and its arguments, after --. Without: the image's ENTRYPOINT and CMD."),
+    ] = None,
     inputs: Annotated[
         list[str] | None, typer.Option("--input", help="A file or directory to bring along, as LOCAL or LOCAL:REMOTE.")
     ] = None,
@@ -49,9 +52,9 @@ def run(
     code = asyncio.run(
         _run(
             image,
-            command,
-            {_local(i): _remote(i) for i in inputs or ()},
-            dict(_pair(o) for o in outputs or ()),
+            command or [],
+            [(_local(i), _remote(i)) for i in inputs or ()],
+            [_pair(o) for o in outputs or ()],
             {"budget": budget, "platform": platform, "api_url": url, "app_key": key},
             {"timeout": timeout, "retries": retries},
             (memory_gib, threads),
@@ -64,8 +67,8 @@ def run(
 async def _run(
     image: str,
     command: list[str],
-    inputs: dict[str, str],
-    outputs: dict[str, str],
+    inputs: list[tuple[str, str]],
+    outputs: list[tuple[str, str]],
     session: dict[str, Any],
     options: dict[str, Any],
     size: tuple[float, int],

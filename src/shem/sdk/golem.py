@@ -314,28 +314,30 @@ class Golem:
     async def run(
         self,
         image: str | Path,
-        command: Sequence[str],
+        command: Sequence[str] = (),
         *,
-        inputs: dict[str, str] | None = None,
-        outputs: dict[str, str] | None = None,
+        inputs: Sequence[tuple[str, str]] = (),
+        outputs: Sequence[tuple[str, str]] = (),
         timeout: float = 300.0,
         need: Need | None = None,
         retries: int = 2,
     ) -> Any:
-        """Run one command on one machine: upload ``inputs`` (local → remote), run, download ``outputs`` (remote → local).
+        """Run one command on one machine: upload ``inputs`` (local, remote), run, download ``outputs`` (remote, local).
 
-        Returns a :class:`~shem.sdk.types.Result`; what exits with an error is tried again elsewhere and then raised.
+        Without ``command`` the image's own ENTRYPOINT and CMD run. Returns a :class:`~shem.sdk.types.Result`; what exits
+        with an error is tried again elsewhere and then raised.
         """
 
         async def once(machine: Rental, argv: Sequence[str]) -> Any:
-            for local, remote in (inputs or {}).items():
+            for local, remote in inputs:
                 await machine.upload(local, remote)
-            result = await machine.run(*argv, timeout=timeout)
-            for remote, local in (outputs or {}).items():
+            run = machine.run if argv else machine.run_image
+            result = await run(*argv, timeout=timeout)
+            for remote, local in outputs:
                 await machine.download(remote, local)
             return result
 
-        for path in inputs or {}:
+        for path, _ in inputs:
             if not Path(path).exists():
                 raise Refused(f"{path} does not exist", code="input_missing", hint="check the path")
         results = self.map(once, [command], image=image, workers=1, timeout=timeout + 60, need=need, retries=retries)

@@ -99,21 +99,30 @@ class Rental:
         not be run to its end (``command_not_found``, ``out_of_memory``, ``timed_out``, ``output_limit``). Raises
         ``PeerFailed`` when the machine is lost.
         """
-        if not argv:
-            raise Refused("run needs a command", code="no_command")
+        if not argv or not argv[0]:
+            raise Refused("run needs a command", code="no_command", hint="run_image runs what the image is made to run")
         command = list(argv)
         if env:
             command = ["/usr/bin/env", *(f"{k}={v}" for k, v in env.items()), *command]
         if cwd:
             command = ["/bin/sh", "-c", 'cd "$0" && exec "$@"', cwd, *command]
-        body: dict[str, Any] = {"entry_point": command[0], "args": command[1:], "capture": _CAPTURE}
+        return await self._run(command[0], command[1:], argv[0], timeout, check)
+
+    async def run_image(self, *args: str, timeout: float | None = None, check: bool = True) -> Result:
+        """Run the image's own program: its ENTRYPOINT followed by ``args``, or by its CMD when there are none.
+
+        As ``docker run IMAGE [ARGS]`` does; otherwise like :meth:`run`. ``no_entrypoint`` when the image names nothing.
+        """
+        return await self._run("", list(args), args[0] if args else "the image's program", timeout, check)
+
+    async def _run(self, program: str, args: list[str], name: str, timeout: float | None, check: bool) -> Result:
+        body: dict[str, Any] = {"entry_point": program, "args": args, "capture": _CAPTURE}
         if timeout is not None:
             body["timeoutSec"] = timeout
-        results = await self.execute([{"run": body}], check=False)
-        result = results[0]
+        (result,) = await self.execute([{"run": body}], check=False)
         code = failure_code(result)
         if result.exit_code and (check or code != "nonzero_exit"):
-            raise CommandFailed(_explain(argv, result), result, code=code)
+            raise CommandFailed(_explain(name, result), result, code=code)
         return result
 
     async def shell(self, script: str, *, timeout: float | None = None, check: bool = True) -> Result:
@@ -278,8 +287,8 @@ def failure_code(result: Result) -> str:
     return "nonzero_exit"
 
 
-def _explain(argv: Sequence[str], result: Result) -> str:
-    text = f"{PurePosixPath(argv[0]).name}: {result.message or f'exit status {result.exit_code}'}"
+def _explain(program: str, result: Result) -> str:
+    text = f"{PurePosixPath(program).name}: {result.message or f'exit status {result.exit_code}'}"
     last = result.stderr.decode("utf-8", "replace").strip().splitlines()[-3:]
     return text + ("" if not last else "\n  " + "\n  ".join(last))
 

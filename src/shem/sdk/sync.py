@@ -65,6 +65,13 @@ class Rental(Facade[_rental.Rental]):
         """
         return self._wait(lambda: self._inner.run(*argv, timeout=timeout, check=check, cwd=cwd, env=env))
 
+    def run_image(self, *args: str, timeout: float | None = None, check: bool = True) -> Result:
+        """Run the image's own program: its ENTRYPOINT followed by ``args``, or by its CMD when there are none.
+
+        As ``docker run IMAGE [ARGS]`` does; otherwise like :meth:`run`. ``no_entrypoint`` when the image names nothing.
+        """
+        return self._wait(lambda: self._inner.run_image(*args, timeout=timeout, check=check))
+
     def shell(self, script: str, *, timeout: float | None = None, check: bool = True) -> Result:
         """Run ``script`` with the image's ``/bin/sh``."""
         return self._wait(lambda: self._inner.shell(script, timeout=timeout, check=check))
@@ -192,17 +199,18 @@ class Golem(Facade[_golem.Golem]):
     def run(
         self,
         image: str | Path,
-        command: Sequence[str],
+        command: Sequence[str] = (),
         *,
-        inputs: dict[str, str] | None = None,
-        outputs: dict[str, str] | None = None,
+        inputs: Sequence[tuple[str, str]] = (),
+        outputs: Sequence[tuple[str, str]] = (),
         timeout: float = 300.0,
         need: Need | None = None,
         retries: int = 2,
     ) -> Any:
-        """Run one command on one machine: upload ``inputs`` (local → remote), run, download ``outputs`` (remote → local).
+        """Run one command on one machine: upload ``inputs`` (local, remote), run, download ``outputs`` (remote, local).
 
-        Returns a :class:`~shem.sdk.types.Result`; what exits with an error is tried again elsewhere and then raised.
+        Without ``command`` the image's own ENTRYPOINT and CMD run. Returns a :class:`~shem.sdk.types.Result`; what exits
+        with an error is tried again elsewhere and then raised.
         """
         return self._wait(
             lambda: self._inner.run(
