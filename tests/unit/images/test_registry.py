@@ -127,7 +127,8 @@ async def test_short_names_need_a_default(registry: Any, kit: Any, puller: Any) 
 async def test_clear_text_and_private_addresses_must_be_allowed(kit: Any, registry: Any, puller: Any) -> None:
     registry.add(kit.small("a"), "1")
     none: dict[str, Any] = {"insecure_hosts": frozenset()}
-    await refused(puller(**none), "registry_not_allowed", "private network")
+    error = await refused(puller(**none), "registry_not_allowed", "private network")
+    assert "--insecure-registry" in (error.hint or "")
     for host in ("10.0.0.1", "169.254.169.254", "[::1]", "localhost", "[::ffff:10.0.0.1]"):
         await refused(puller(f"{host}:1/x/y:1", **none), "registry_not_allowed")
     for disguised in ("127.1", "0x7f000001", "2130706433"):

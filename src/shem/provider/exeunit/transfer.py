@@ -166,7 +166,7 @@ class Transfers:
         counted = _counted(_remembering(content, failure), lambda moved: report(moved, None))
         try:
             await self._files.send(target.node_id, target.file_id, counted)
-        except Exception:
+        except (ShemError, OSError):
             # a source that breaks off looks like a broken upload to the caller: the cause is what the requestor needs
             if not failure:
                 raise

@@ -52,6 +52,7 @@ _MAX_WAIT_S = 20.0
 _ACCEPT = ", ".join(sorted(INDEXES | MANIFESTS))
 _CHALLENGE = re.compile(r'([a-zA-Z]{1,20})="([^"]{0,2000})"')
 _CHUNK = 1 << 20
+_INSECURE = "the operator lists it (--insecure-registry, insecure_registries in provider.toml)"
 _SLOWEST = 16 << 10  # bytes a second
 
 
@@ -251,7 +252,7 @@ class Registries:
         if not self._is_insecure(authority):
             if url.scheme != "https":
                 raise RegistryNotAllowed(
-                    f"{authority} would be spoken to in the clear", hint="only https, unless listed in insecure_hosts"
+                    f"{authority} would be spoken to in the clear", hint=f"only https, unless {_INSECURE}"
                 )
             if not _is_public(url.host or ""):
                 raise _private(authority)
@@ -340,7 +341,7 @@ def _bare(authority: str) -> str:
 
 
 def _private(host: str) -> RegistryNotAllowed:
-    return RegistryNotAllowed(f"{host} is in a private network", hint="the operator may list it in insecure_hosts")
+    return RegistryNotAllowed(f"{host} is in a private network", hint=f"not spoken to, unless {_INSECURE}")
 
 
 def _is_public(host: str) -> bool:

@@ -85,7 +85,8 @@ def _do(job: Job, out: BinaryIO) -> Answer:
         return _failed(_disk(error))
     except (MemoryError, RecursionError):
         return _failed(ImageTooLarge("an image needs more memory to unpack than is allowed"))
-    except Exception as error:  # noqa: BLE001 (the door of this process)
+    except Exception as error:  # noqa: BLE001
+        # a door: the outermost frame of the worker process, whose caller must get an answer to every job
         traceback.print_exc()
         return _failed(ImageUnusable(f"an image cannot be unpacked: {type(error).__name__}"))
     return Done()
