@@ -139,7 +139,11 @@ class Start(_Part, kw_only=True, frozen=True):
 
 
 class Run(_Part, kw_only=True, frozen=True):
-    """Run a program to its end."""
+    """Run a program to its end.
+
+    An empty ``entry_point`` is our extension: run what the image itself says, as ``docker run IMAGE ARGS`` does. That is
+    its ENTRYPOINT followed by ``args``, or by its CMD when there are none; ``no_entrypoint`` when nothing is to be run.
+    """
 
     entry_point: Argument = msgspec.field(name="entry_point")
     args: list[Argument] = msgspec.field(default_factory=list)

@@ -31,6 +31,8 @@ from shem.node.db import Database
 from shem.node.files.service import Files
 from shem.node.identity.keys import Identity
 from shem.node.market.service import Market
+from shem.node.payment.drivers.base import PaymentDriver
+from shem.node.payment.drivers.free import FreeDriver
 from shem.node.payment.drivers.testmoney import PLATFORM, Bank, TestMoneyDriver
 from shem.node.payment.service import Payments
 from shem.node.peer.loopback import Loopback
@@ -78,6 +80,7 @@ class TestNode:
         self.identity = Identity.generate()
         self.id = self.identity.node_id
         self.bootstrap: list[TestNode] = []
+        self.moves_money = True
         self.url = ""
         self._loopback = loopback
         self._bank = bank
@@ -93,7 +96,9 @@ class TestNode:
         self.market = Market(db, self.peers, {self.id: self.identity}, clock)
         self.files = Files(db, self.peers, self.root / "files", clock)
         self.activities = Activities(db, self.peers, self.market, clock)
-        drivers = [TestMoneyDriver(db, self._bank, [self.id])]
+        drivers: list[PaymentDriver] = [FreeDriver()]
+        if self.moves_money:
+            drivers.insert(0, TestMoneyDriver(db, self._bank, [self.id]))
         self.payments = Payments(db, self.peers, self.identity, self.market, self.activities, drivers, clock)
         for service in (self.market, self.files, self.activities, self.payments):
             await _now(service.start())

@@ -10,7 +10,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from shem.client.market import MarketApi
-from shem.errors import PeerFailed, Refused
+from shem.errors import Misconfigured, PeerFailed, Refused
+from shem.node.payment.drivers.testmoney import PLATFORM
 from shem.provider.config import ResourceLimits, Rules
 from shem.provider.presets import FREE_PRESET
 from shem.terms.amounts import format_amount
@@ -69,6 +70,22 @@ async def test_a_free_preset(world: World) -> None:
         await rental.open()
         await world.requestor.end(rental)
         assert (await world.requestor.invoice(rental.agreement_id)).amount == "0"
+
+
+async def test_a_price_that_could_never_be_billed_is_not_offered(world: World) -> None:
+    async with world.agent():
+        (offer,) = await MarketApi(world.provider_http).offers()
+        platforms = [name for name in offer.properties if name.startswith("golem.com.payment.platform.")]
+        assert platforms == [f"golem.com.payment.platform.{PLATFORM.platform}.address"]
+    await world.bob.stop()
+    world.bob.moves_money = False
+    await world.bob.start()
+    with pytest.raises(Misconfigured) as caught:
+        async with world.agent():
+            pass
+    assert caught.value.code == "no_paying_platform"
+    async with world.agent(presets=(FREE_PRESET,)) as agent:
+        assert agent.facts["offers"]
 
 
 async def test_debit_notes_follow_the_interval(world: World) -> None:

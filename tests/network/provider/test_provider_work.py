@@ -433,6 +433,31 @@ async def test_the_images_own_program_user_and_directory(shop: World) -> None:
     await shop.requestor.end(rented)
 
 
+@pytest.mark.parametrize(
+    ("config", "arguments", "printed"),
+    [
+        ({"Entrypoint": ["/bin/echo", "it says"], "Cmd": ["by default"]}, [], "it says by default"),
+        ({"Entrypoint": ["/bin/echo", "it says"], "Cmd": ["by default"]}, ["this", "that"], "it says this that"),
+        ({"Entrypoint": ["/bin/echo", "alone"]}, [], "alone"),
+        ({"Cmd": ["/bin/echo", "only", "cmd"]}, [], "only cmd"),
+        ({"Cmd": ["/bin/echo", "only", "cmd"]}, ["/bin/echo", "other"], "other"),
+        ({}, ["/bin/echo", "bare"], "bare"),
+    ],
+)
+async def test_an_empty_entry_point_is_the_images(
+    shop: World, tmp_path: Path, config: dict[str, Any], arguments: list[str], printed: str
+) -> None:
+    package = await shop.publish(f"image-{tmp_path.name}", **config)
+    rented = await (await shop.requestor.rent(package)).open()
+    result = await rented.run("", *arguments)
+    assert (result.result, result.stdout) == ("Ok", printed + "\n"), result
+    await shop.requestor.end(rented)
+
+
+async def test_an_empty_entry_point_with_nothing_to_run(rental: Rental) -> None:
+    failed(await rental.run(""), "no_entrypoint")
+
+
 async def test_start_without_a_program_in_the_image(shop: World) -> None:
     rented = await shop.requestor.rent(shop.package)
     await rented.create()

@@ -13,6 +13,7 @@ from shem.cogs.tasks import TaskScope
 from shem.provider.exeunit.capture import OutputBudget, StreamCapture
 from shem.provider.exeunit.failures import (
     DISK_FULL,
+    NO_ENTRYPOINT,
     OUT_OF_MEMORY,
     TIMED_OUT,
     UNSUPPORTED,
@@ -22,7 +23,7 @@ from shem.provider.exeunit.failures import (
 )
 from shem.provider.exeunit.machine import Machine
 from shem.provider.exeunit.transfer import Transfers
-from shem.runtimes.base import CommandNotStarted, ExitStatus, Sandbox
+from shem.runtimes.base import CommandNotStarted, ExitStatus, ImageConfig, Limits, Sandbox, SandboxUsage
 from shem.terms.script import Command, Deploy, ProgressOption, Run, Start, Transfer
 from shem.wire.exeunit import Progress, Stderr, Stdout
 
@@ -35,6 +36,11 @@ _PROGRESS_INTERVAL_S = 0.3
 _FULL = 0.98
 _NEARLY_FULL = 0.8
 _NO_SPACE = b"No space left on device"
+_NO_MEMORY = (
+    *(b"annot allocate memory", b"MemoryError", b"OutOfMemory", b"ut of memory"),
+    *(b"memory exhausted", b"bad_alloc", b"memory allocation of"),
+)
+"""What programs say that were refused memory, as they are where nothing counts it for the whole sandbox."""
 _LAST_WORDS = 4096
 
 
@@ -77,7 +83,7 @@ class Commands:
         image = self._machine.image
         argv = [*image.entrypoint, *image.cmd]
         if not argv:
-            raise CommandFailed("no_entrypoint", "the image has neither an ENTRYPOINT nor a CMD")
+            raise CommandFailed(NO_ENTRYPOINT, "the image has neither an ENTRYPOINT nor a CMD")
         self._machine.start_in_background(argv)
 
     async def _run(
@@ -100,9 +106,10 @@ class Commands:
 
         machine = self._machine
         sandbox = machine.running
+        argv = _program(command, machine.image)
         try:
             status = await sandbox.guest.run(
-                [command.entry_point, *command.args],
+                argv,
                 env=machine.env,
                 cwd=machine.image.workdir or "/",
                 user=machine.image.user,
@@ -110,36 +117,48 @@ class Commands:
                 timeout_s=timeout_s,
             )
         except CommandNotStarted as error:
-            raise not_started(error, command.entry_point) from None
+            raise not_started(error, argv[0]) from None
         for stream in streams.values():
             for event in stream.finish():
                 await self._link.emit(batch_id, index, event)
-        self._judge(status, timeout_s, sandbox, bytes(last_words))
+        judge(status, timeout_s, machine.limits, sandbox.usage(), bytes(last_words))
 
-    def _judge(self, status: ExitStatus, timeout_s: float | None, sandbox: Sandbox, last_words: bytes) -> None:
-        """Raises the most telling failure of a command that ended."""
-        if status.timed_out:
-            raise CommandFailed(
-                TIMED_OUT, f"the command ran longer than {timeout_s:g} s and was killed", return_code=status.code
-            )
-        if status.code == 0:
-            return
-        limits = self._machine.limits
-        if status.oom:
-            raise CommandFailed(
-                OUT_OF_MEMORY,
-                f"the command used more than {limits.memory_bytes >> 20} MiB (limit) and was killed",
-                return_code=status.code,
-            )
-        used = sandbox.usage().disk_bytes / max(1, limits.disk_bytes)
-        # a file system keeps some of its size for itself: below the limit, the program's own words decide
-        if used >= _FULL or (used >= _NEARLY_FULL and _NO_SPACE in last_words):
-            raise CommandFailed(
-                DISK_FULL,
-                f"the command failed and the disk is full ({limits.disk_bytes >> 20} MiB)",
-                return_code=status.code,
-            )
-        raise nonzero_exit(status.code)
+
+def judge(status: ExitStatus, timeout_s: float | None, limits: Limits, usage: SandboxUsage, last_words: bytes) -> None:
+    """Raises the most telling failure of a command that ended; ``last_words`` are the end of what it complained."""
+    if status.timed_out:
+        raise CommandFailed(
+            TIMED_OUT, f"the command ran longer than {timeout_s:g} s and was killed", return_code=status.code
+        )
+    if status.code == 0:
+        return
+    if status.oom or any(word in last_words for word in _NO_MEMORY):
+        what = "used more than" if status.oom else "was refused memory, of which it may use"
+        end = " and was killed" if status.oom else ""
+        raise CommandFailed(
+            OUT_OF_MEMORY,
+            f"the command {what} {limits.memory_bytes >> 20} MiB (limit){end}",
+            return_code=status.code,
+        )
+    used = usage.disk_bytes / max(1, limits.disk_bytes)
+    # a file system keeps some of its size for itself: below the limit, the program's own words decide
+    if used >= _FULL or (used >= _NEARLY_FULL and _NO_SPACE in last_words):
+        raise CommandFailed(
+            DISK_FULL,
+            f"the command failed and the disk is full ({limits.disk_bytes >> 20} MiB)",
+            return_code=status.code,
+        )
+    raise nonzero_exit(status.code)
+
+
+def _program(command: Run, image: ImageConfig) -> list[str]:
+    """What is to be run; an empty entry point is the image's own (see :mod:`shem.terms.script`)."""
+    if command.entry_point:
+        return [command.entry_point, *command.args]
+    argv = [*image.entrypoint, *(command.args or image.cmd)]
+    if not argv:
+        raise CommandFailed(NO_ENTRYPOINT, "the image has neither an ENTRYPOINT nor a CMD, and there are no arguments")
+    return argv
 
 
 class _Progress:

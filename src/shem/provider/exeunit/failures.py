@@ -28,6 +28,7 @@ IMAGE_NOT_FOUND = "image_not_found"
 CANCELLED = "cancelled"
 SANDBOX_DIED = "sandbox_died"
 UNSUPPORTED = "unsupported"
+NO_ENTRYPOINT = "no_entrypoint"
 
 
 class CommandFailed(WorkFailed):
