@@ -82,6 +82,10 @@ class ProviderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
 
     def __post_init__(self) -> None:
         _check(self)
+        # sandboxes are made by programs with other working directories
+        msgspec.structs.force_setattr(self, "data_dir", self.data_dir.absolute())
+        if self.images_dir is not None:
+            msgspec.structs.force_setattr(self, "images_dir", self.images_dir.absolute())
 
     @property
     def node_name(self) -> str:

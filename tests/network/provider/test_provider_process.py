@@ -43,7 +43,8 @@ async def start_agent(world: World) -> Child:
     directory = world.root / "agent"
     directory.mkdir(exist_ok=True)
     (directory / "provider.toml").write_text(SETTINGS)
-    argv = [sys.executable, "-c", PROGRAM, str(directory), world.bob.url, world.bob.key]
+    relative = os.path.relpath(directory)
+    argv = [sys.executable, "-c", PROGRAM, relative, world.bob.url, world.bob.key]
     child, line = await start_child("agent", argv, log_path=world.root / "agent.log")
     assert json.loads(line)["offers"]
     return child

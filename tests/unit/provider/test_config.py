@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import chdir
 from decimal import Decimal
 from pathlib import Path
 
@@ -86,3 +87,13 @@ def test_config_is_frozen(tmp_path: Path) -> None:
     config = ProviderConfig(data_dir=tmp_path)
     with pytest.raises(AttributeError):
         config.subnet = "x"  # type: ignore[misc]
+
+
+def test_relative_directories_are_those_of_the_start(tmp_path: Path) -> None:
+    """Sandboxes are made by other programs, in other working directories."""
+    with chdir(tmp_path):
+        config = load_provider_config(Path("mine"), {"images_dir": Path("cache")})
+        direct = ProviderConfig(data_dir=Path("mine"))
+    assert (config.data_dir, config.units_dir) == (tmp_path / "mine", tmp_path / "mine" / "units")
+    assert config.images == tmp_path / "cache"
+    assert direct.images == tmp_path / "mine" / "images"
