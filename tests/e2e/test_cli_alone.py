@@ -109,7 +109,6 @@ def test_the_version_is_told() -> None:
     [
         ["nonsense"],
         ["run"],
-        ["run", "image"],
         ["market", "scan", "a", "b"],
         ["--nonsense"],
         ["devnet", "run", "--providers", "0"],
