@@ -47,5 +47,6 @@ def test_one_that_is_killed_for_memory_need_not_say_it() -> None:
 def test_other_failures() -> None:
     assert code_of(ExitStatus(code=1), b"I remember nothing\n") == "nonzero_exit"
     assert code_of(ExitStatus(code=1), disk_bytes=99) == "disk_full"
+    assert code_of(ExitStatus(code=153)) == "disk_full"  # a file as large as the whole disk: SIGXFSZ
     assert code_of(ExitStatus(code=1), b"No space left on device", disk_bytes=85) == "disk_full"
     assert code_of(ExitStatus(code=1), b"No space left on device", disk_bytes=5) == "nonzero_exit"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -36,6 +37,8 @@ _PROGRESS_INTERVAL_S = 0.3
 _FULL = 0.98
 _NEARLY_FULL = 0.8
 _NO_SPACE = b"No space left on device"
+_FILE_TOO_LARGE = 128 + signal.SIGXFSZ
+"""How a program ends that makes one file larger than the whole disk, where that is only watched."""
 _NO_MEMORY = (
     *(b"annot allocate memory", b"MemoryError", b"OutOfMemory", b"ut of memory"),
     *(b"memory exhausted", b"bad_alloc", b"memory allocation of"),
@@ -142,7 +145,7 @@ def judge(status: ExitStatus, timeout_s: float | None, limits: Limits, usage: Sa
         )
     used = usage.disk_bytes / max(1, limits.disk_bytes)
     # a file system keeps some of its size for itself: below the limit, the program's own words decide
-    if used >= _FULL or (used >= _NEARLY_FULL and _NO_SPACE in last_words):
+    if status.code == _FILE_TOO_LARGE or used >= _FULL or (used >= _NEARLY_FULL and _NO_SPACE in last_words):
         raise CommandFailed(
             DISK_FULL,
             f"the command failed and the disk is full ({limits.disk_bytes >> 20} MiB)",
