@@ -74,6 +74,7 @@ headers = st.fixed_dictionaries(
         "Range": st.sampled_from(
             ["bytes=0-", "bytes=5-2", "bytes=-5", "bytes=999999999999-", "bytes=99999999999999999999-", "lines=1"]
         ),
+        "Last-Event-ID": st.sampled_from(["x", "9" * 40, "-1"]),
         "X-Requestor-Events": st.sampled_from(["", ",,,", "RECEIVED,NONSENSE"]),
         "Content-Encoding": st.sampled_from(["gzip", "deflate", "nonsense"]),
     },
