@@ -104,6 +104,39 @@ def test_money_is_never_a_float() -> None:
             )
 
 
+def test_any_exception_is_caught_at_the_doors_alone() -> None:
+    """A new ``except Exception`` fails here, and so does a door that is no more: ARCHITECTURE lists them."""
+    section = (ROOT / "ARCHITECTURE.md").read_text().split("| door |", 1)[1].split("## ", 1)[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    listed = {name for row in rows for name in re.findall(r"`([\w/]+\.py)`", row)}
+
+    def catches_all(handler: ast.ExceptHandler) -> bool:
+        kinds = {n.id for n in ast.walk(handler.type) if isinstance(n, ast.Name)} if handler.type else {"BaseException"}
+        # who cleans up and lets it pass is no door
+        passes = any(isinstance(n, ast.Raise) for statement in handler.body for n in ast.walk(statement))
+        return "Exception" in kinds or ("BaseException" in kinds and not passes)
+
+    found = {
+        str(path.relative_to(ROOT / "src/shem"))
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ExceptHandler) and catches_all(node)
+    }
+    assert found == listed
+
+
+def test_tasks_have_owners() -> None:
+    """The linter knows ``asyncio.create_task``; this knows the loop's own, and who may use it, as ARCHITECTURE says."""
+    row = next(line for line in (ROOT / "ARCHITECTURE.md").read_text().splitlines() if line.startswith("| concurrency"))
+    found = {
+        str(path.relative_to(ROOT / "src/shem"))
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "create_task" and "loop" in ast.unparse(node.value)
+    }
+    assert found == set(re.findall(r"`([\w/]+\.py)`", row))
+
+
 @pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "CRITIQUES.md"])
 def test_links_in_the_front_room_lead_somewhere(name: str) -> None:
     text = (ROOT / name).read_text()

@@ -96,3 +96,9 @@ def test_the_transport_key_follows_from_the_identity() -> None:
     assert Identity(SECRET).transport_id == Identity(SECRET).transport_id
     assert Identity(SECRET).transport_seed != SECRET
     assert Identity.generate().transport_id != Identity.generate().transport_id
+
+
+def test_a_signature_whose_point_is_not_on_the_curve_belongs_to_no_key() -> None:
+    signature = (5).to_bytes(32, "big") + (1).to_bytes(32, "big") + bytes([27])  # no point has 5 as its x
+    with pytest.raises(BadSignature, match="no key"):
+        recover(bytes(32), signature)

@@ -76,6 +76,7 @@ async def test_a_port_for_rest_that_is_taken_leaves_nothing_running(
 async def test_a_node_that_stops_takes_its_offers_back_while_peers_still_hear_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     loopback = Loopback()
     async with Node(
         NodeConfig(data_dir=tmp_path / "a", api_port=0, app_key=KEY), transport=loopback.transport
@@ -92,5 +93,7 @@ async def test_a_node_that_stops_takes_its_offers_back_while_peers_still_hear_it
         async with ApiClient(alice.api_url, KEY) as to_alice:
             market = MarketApi(to_alice)
             scan = await market.begin_scan(NewScan(type="offer"))
-            assert await market.scan_offers(scan, timeout_s=0) == []
+            assert await market.scan_offers(scan, timeout_s=0.5) == []
+    # whoever goes without a word is looked after first, and that is said
+    assert [r.getMessage() for r in caplog.records if "is away" in r.getMessage()] == []
     await assert_stopped(bob, caplog)

@@ -76,7 +76,7 @@ def recover(digest: bytes, signature: bytes) -> NodeId:
         raise BadSignature("the signature is not in canonical form")
     try:
         key = coincurve.PublicKey.from_signature_and_message(signature[:64] + bytes([v - 27]), digest, hasher=None)
-    except Exception as error:  # the library raises bare Exception for a point off the curve
+    except ValueError as error:  # a point off the curve
         raise BadSignature("the signature belongs to no key") from error
     return address_of(key)
 

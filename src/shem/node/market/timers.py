@@ -70,7 +70,7 @@ class Timers:
             del self._armed[key]
             try:
                 armed[2]()
-            except Exception:
+            except Exception:  # a door: what one deal's end stumbles over must not keep the others from ending
                 log.exception("the timer %r failed", key)
         self._wakes_at = None
         self._sleeper = None

@@ -286,7 +286,7 @@ class PeerNetwork:
         for callback in self._disconnected_callbacks:
             try:
                 callback(link.node_id)
-            except Exception:
+            except Exception:  # a door: every service must hear that the peer is gone
                 self._board.counters["internal_errors"] += 1
                 log.exception("on_disconnected failed for %s", link.node_id)
 
@@ -324,7 +324,7 @@ class PeerNetwork:
             await bulk.close()
         except StreamBroken:
             await bulk.abort()
-        except Exception as error:
+        except Exception as error:  # the door of bulk streams, as the link has one for calls
             if pack_error(error) is None:
                 self._board.counters["internal_errors"] += 1
                 log.error("stream %s of %s failed: %r", kind, link.node_id, error, exc_info=error)

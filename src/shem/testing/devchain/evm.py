@@ -22,18 +22,24 @@ from eth.db.atomic import AtomicDB
 from eth.db.backends.base import BaseDB
 from eth.db.chain import ChainDB
 from eth.db.trie import make_trie_root_and_nodes
-from eth.exceptions import Revert
+from eth.exceptions import Revert, UnrecognizedTransactionType
 from eth.vm.chain_context import ChainContext
 from eth.vm.forks import PragueVM
 from eth.vm.forks.prague.blocks import PragueBlockHeader
 from eth.vm.spoof import SpoofTransaction
 from eth_keys.datatypes import PrivateKey
+from eth_keys.exceptions import BadSignature
 from eth_utils import ValidationError
+from rlp.exceptions import RLPException
 
 GAS_LIMIT = 30_000_000
 BASE_FEE = 10**9
 COINBASE = bytes.fromhex("5e11c01b00000000000000000000000000000000")
 PREVIOUS_HASHES = 256
+
+
+NO_TRANSACTION = (RLPException, UnrecognizedTransactionType, ValidationError, BadSignature, TypeError, ValueError)
+"""What the library raises for bytes that are no signed transaction."""
 
 
 class BadTransaction(Exception):
@@ -142,7 +148,7 @@ class Evm:
             tx.validate()
             _ = tx.sender
             kind = getattr(tx, "type_id", None) or 0
-        except Exception as error:
+        except NO_TRANSACTION as error:
             raise BadTransaction(f"not a signed transaction: {error}") from error
         if kind > 2:
             raise BadTransaction(f"transactions of type {kind} are not taken here")

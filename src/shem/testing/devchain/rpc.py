@@ -163,7 +163,7 @@ class Rpc:
             return {"jsonrpc": "2.0", "id": request.get("id"), "result": self.call(name, values)}
         except RpcError as error:
             return _error(request.get("id"), error)
-        except Exception as error:
+        except Exception as error:  # the door of the chain: it answers, whatever it is asked
             log.exception("%s failed", name)
             return _error(request.get("id"), RpcError(INTERNAL, f"the chain made a mistake: {error!r}"))
 

@@ -146,7 +146,7 @@ class TransactionManager:
                 moved = await self.step()
             except ChainUnreachable:
                 moved = False  # noted by step
-            except Exception:
+            except Exception:  # a door: whatever an endpoint answers or a listener does, the other payments must go out
                 log.exception("payments on %s stumbled; they go on", self._network.name)
                 moved = False
             delay = self._network.poll_s if moved else min(self._network.max_poll_s, delay * 1.5)
@@ -244,7 +244,7 @@ class TransactionManager:
             try:
                 self._judge(intent, found.get(intent.id), view, problems)
             except Exception:
-                # Rolled back, and judged again at the next look: a listener's mistake must not hold up other payments.
+                # A door, for listeners: rolled back, and judged again at the next look; other payments are not held up.
                 log.exception("the end of %s could not be told", intent.key)
 
     def _judge(self, intent: Intent, receipt: Receipt | None, view: View, problems: dict[str, DriverProblem]) -> None:
