@@ -142,3 +142,17 @@ def test_links_in_the_front_room_lead_somewhere(name: str) -> None:
     text = (ROOT / name).read_text()
     dead = [target for target in re.findall(r"\]\(([^)#:]+)\)", text) if not (ROOT / target).exists()]
     assert dead == []
+
+
+def test_the_settings_that_the_readme_shows_make_a_node_be_paid(tmp_path: Path) -> None:
+    from shem.node.config import load_config
+    from shem.node.payment.drivers.networks import PUBLISHED, networks_from
+
+    blocks = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    (tmp_path / "config.toml").write_text("".join(blocks))
+    served = networks_from(load_config(tmp_path, {}, {}).networks)
+    assert [network.platform.platform for network in served] == ["erc20-polygon-glm"]
+    published = next(network for network in PUBLISHED if network.name == "polygon")
+    assert (served[0].chain_id, served[0].token) == (published.chain_id, published.token)
+    assert served[0].multi_transfer
