@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import tarfile
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -20,6 +19,7 @@ from shem.errors import Conflict, Gone, NotFound, PeerFailed, Refused, WorkFaile
 from shem.sdk import events
 from shem.sdk.transfer import Courier
 from shem.sdk.types import CommandFailed, Result
+from shem.sdk.unpack import unpack
 from shem.wire.activity import RuntimeEvent, output_bytes
 
 log = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ class Rental:
             with tempfile.TemporaryDirectory(prefix=".shem-", dir=path.parent) as scratch:
                 archive = Path(scratch) / "content.tar"
                 await inbox.save(archive)
-                await asyncio.to_thread(_unpack, archive, path)
+                await asyncio.to_thread(unpack, archive, path)
         return path
 
     async def write(self, remote: str, data: bytes) -> None:
@@ -298,13 +298,3 @@ def _absolute(remote: str) -> None:
         raise Refused(
             f"{remote!r} must be an absolute path on the machine", code="bad_remote_path", hint="such as /work/input"
         )
-
-
-def _unpack(archive: Path, target: Path) -> None:
-    """A provider made this archive: nothing in it may land outside ``target``."""
-    target.mkdir(parents=True, exist_ok=True)
-    try:
-        with tarfile.open(archive) as content:
-            content.extractall(target, filter="data")
-    except tarfile.TarError as error:
-        raise PeerFailed(f"the directory that came back is not sound: {error}", code="bad_archive") from error
