@@ -17,6 +17,7 @@ from shem.runtimes.bwrap.command import check_mount_points
 from shem.runtimes.host.cpus import PinnedCpus
 from shem.runtimes.host.lifetime import Lifetime
 from shem.runtimes.host.process import Watched, call, remove_tree
+from shem.runtimes.host.slots import abandoned_slots, take_slot
 from shem.runtimes.host.watch import DiskWatch, ProcessWatch, descendants, tree_bytes
 from shem.runtimes.select import DRIVERS, choose_driver
 
@@ -211,3 +212,14 @@ async def test_the_fuller_the_sooner_the_next_look() -> None:
 
     assert await looks_in(1 << 30) <= 4
     assert await looks_in(101 << 20) > 8
+
+
+@pytest.mark.root
+def test_slots_of_root_are_none_of_a_users_business() -> None:
+    """Where root has run sandboxes before, a user's provider must still start."""
+    take_slot().release()
+    os.seteuid(65534)
+    try:
+        assert list(abandoned_slots()) == []
+    finally:
+        os.seteuid(0)

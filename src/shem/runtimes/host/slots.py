@@ -63,8 +63,8 @@ def take_slot() -> Slot:
 
 def abandoned_slots() -> Iterator[Slot]:
     """Slots with remains that nobody holds; each is locked for the caller, who releases it."""
-    if not RUN.is_dir():
-        return
+    if os.geteuid() != 0 or not RUN.is_dir():
+        return  # slots are root's; another user's sandboxes have none, and may not even look
     for entry in sorted(RUN.iterdir()):
         if entry.name.isdecimal() and entry.is_dir() and (slot := _try_lock(int(entry.name))) is not None:
             yield slot
