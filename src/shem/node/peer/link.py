@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 READ_BYTES = 128 << 10
 WRITE_BYTES = 256 << 10
+FAREWELL_S = 0.5
 
 Handler = Callable[[NodeId, bytes], Awaitable[bytes]]
 
@@ -249,6 +250,15 @@ class Link:
             return False
         return self.live
 
+    async def _heard_farewell(self) -> bool:
+        """A peer that leaves lets its streams go a moment before its farewell arrives, which the accepting part hears."""
+        try:
+            async with asyncio.timeout(FAREWELL_S):
+                await self.wait_ended()
+        except TimeoutError:
+            return False
+        return True
+
     # --- reading ----------------------------------------------------------------------------------------------------
 
     async def _read(self, owner: LinkOwner) -> None:
@@ -259,6 +269,8 @@ class Link:
                     self._take(kind, frame_id, body, owner)
                 data = await self._control.read(READ_BYTES)
                 if not data:
+                    if await self._heard_farewell():
+                        return
                     raise Violation("the control stream ended")
                 self._heard_at = self._board.clock.monotonic()
                 frames = self._splitter.feed(data)
