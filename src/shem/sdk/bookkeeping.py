@@ -206,10 +206,6 @@ class Bookkeeper:
         account.closed = account.closed or time.monotonic()
         self._accounts_changed.set()
 
-    def cost_of(self, agreement_id: str) -> int:
-        """Accepted so far, in base units."""
-        return self._accounts[agreement_id].cost
-
     @property
     def spent(self) -> int:
         """Accepted so far over all agreements, in base units."""
