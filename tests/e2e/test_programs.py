@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -46,7 +48,8 @@ import sys
 from shem import Golem
 
 def task(machine, number):
-    print("working", flush=True)
+    sys.stdout.write("working\\n")  # one write: print's two would mix with those of the other tasks' threads
+    sys.stdout.flush()
     machine.run("sleep", "1000")
 
 with Golem(budget="1") as golem:
@@ -55,8 +58,10 @@ with Golem(budget="1") as golem:
 """
 
 
-async def start(net: Devnet, code: str, image: Path, **env: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
+@asynccontextmanager
+async def start(net: Devnet, code: str, image: Path, **env: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The program, running; it doesn't outlive the test, whatever that finds: it would keep the providers."""
+    program = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
         code,
@@ -65,23 +70,33 @@ async def start(net: Devnet, code: str, image: Path, **env: str) -> asyncio.subp
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
+    try:
+        yield program
+    finally:
+        if program.returncode is None:
+            program.send_signal(signal.SIGINT)
+            try:
+                await asyncio.wait_for(program.communicate(), 30)
+            except TimeoutError:
+                program.kill()
+                await program.wait()
 
 
 async def test_a_plain_program_needs_no_async(net: Devnet, image: Path) -> None:
-    program = await start(net, PLAIN, image)
-    out, err = await program.communicate()
+    async with start(net, PLAIN, image) as program:
+        out, err = await program.communicate()
     wanted = "".join(f"hello{n}\n" for n in range(6)) + "exit 4\nsettled True True\n"
     assert out.decode() == wanted, err.decode()
 
 
 async def test_ctrl_c_leaves_nothing_rented_and_nothing_unpaid(net: Devnet, image: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    program = await start(net, ENDLESS, image, SHEM_REPORT=str(report))
-    assert program.stdout is not None
-    for _ in range(3):
-        assert await asyncio.wait_for(program.stdout.readline(), 60) == b"working\n"
-    program.send_signal(signal.SIGINT)
-    _, err = await asyncio.wait_for(program.communicate(), 60)
+    async with start(net, ENDLESS, image, SHEM_REPORT=str(report)) as program:
+        assert program.stdout is not None
+        for _ in range(3):
+            assert await asyncio.wait_for(program.stdout.readline(), 60) == b"working\n"
+        program.send_signal(signal.SIGINT)
+        _, err = await asyncio.wait_for(program.communicate(), 60)
     assert b"KeyboardInterrupt" in err
     told = json.loads(report.read_text())
     assert told["settled"]
@@ -110,8 +125,8 @@ print("settled", golem.report.settled, golem.report.cost > 0)
 
 
 async def test_leaving_the_session_takes_back_what_the_program_still_holds(net: Devnet, image: Path) -> None:
-    program = await start(net, HELD, image)
-    out, err = await asyncio.wait_for(program.communicate(), 60)
+    async with start(net, HELD, image) as program:
+        out, err = await asyncio.wait_for(program.communicate(), 60)
     assert out.decode() == "hello\ntoo\nsettled True True\n", err.decode()
     async with ApiClient(net.requestor.api_url, net.requestor.app_key) as http:
         assert await MarketApi(http).list_agreements(state="Approved") == []
@@ -133,8 +148,8 @@ async def test_a_task_that_ends_badly_ends_the_program_not_the_machine(
         f"def task(machine, number):\n    {body}\n"
         "with Golem(budget='1') as golem:\n    list(golem.map(task, [1], image=sys.argv[1], retries=0, workers=1))\n"
     )
-    program = await start(net, code, image)
-    _, err = await asyncio.wait_for(program.communicate(), 60)
+    async with start(net, code, image) as program:
+        _, err = await asyncio.wait_for(program.communicate(), 60)
     assert program.returncode == 1
     assert said in err.decode()
 
@@ -146,8 +161,8 @@ async def test_what_setup_raises_ends_the_program(net: Devnet, image: Path) -> N
         "with Golem(budget='1') as golem:\n"
         "    list(golem.map(lambda m, n: n, [1, 2], image=sys.argv[1], setup=setup, workers=2))\n"
     )
-    program = await start(net, code, image)
-    _, err = await asyncio.wait_for(program.communicate(), 60)
+    async with start(net, code, image) as program:
+        _, err = await asyncio.wait_for(program.communicate(), 60)
     assert program.returncode == 1
     assert "ValueError: from setup" in err.decode()
 
