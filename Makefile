@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 STAMP := .venv/.ready
 
-.PHONY: help setup system demo devnet test test-all check bench format lock sync clean
+.PHONY: help setup system demo devnet test test-all interop check bench format lock sync clean
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##|^[a-z-]+:  +##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -29,6 +29,10 @@ test: setup system  ## the tests (under 5 minutes)
 
 test-all: setup system ## the slow suites too
 	$(PY) -m pytest -n 2 --dist loadgroup -m "slow or not slow" --timeout 900
+
+interop: setup system ## Golem's own clients and daemon, installed from their registries, against a network of ours
+	@tools/interop.sh
+	$(PY) -m pytest tests/interop tests/api -m interop --timeout 600
 
 check: setup     ## style, types, floors, generated code
 	.venv/bin/ruff check src tests tools examples
@@ -55,4 +59,4 @@ lock: setup      ## resolve dependencies anew
 	tools/lock.sh
 
 clean:           ## remove what make made
-	rm -rf .venv out bench.json .mypy_cache .ruff_cache
+	rm -rf .venv .interop out bench.json .mypy_cache .ruff_cache

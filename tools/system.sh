@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# System parts: the hard-limit sandbox, and what builds and tests use. Installed when we are root on Debian; otherwise
+# System parts: the hard-limit sandbox, Golem's image format, and what builds and tests use. Installed when we are root on Debian; otherwise
 # named in one sentence. The sandbox itself (bwrap, from the Python packages) needs none of them.
 set -euo pipefail
 
 # command → Debian package
-declare -A wanted=([runc]=runc [mkfs.ext4]=e2fsprogs [busybox]=busybox-static)
+declare -A wanted=([runc]=runc [mkfs.ext4]=e2fsprogs [busybox]=busybox-static [sqfs2tar]=squashfs-tools-ng)
 missing=()
 for tool in "${!wanted[@]}"; do
   command -v "$tool" >/dev/null || [ -x "/usr/sbin/$tool" ] || [ -x "/sbin/$tool" ] || missing+=("${wanted[$tool]}")

@@ -36,6 +36,9 @@ def run(
     insecure_registry: Annotated[
         list[str] | None, typer.Option(help="Registry spoken to without TLS; repeatable.")
     ] = None,
+    web_private_addresses: Annotated[
+        bool, typer.Option(help="Let requestors' http(s) URLs lead to private addresses; only for test networks.")
+    ] = False,
     api_url: ApiUrl = None,
     app_key: AppKey = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line when the offer is published.")] = False,
@@ -61,6 +64,7 @@ def run(
             "share": share,
             "default_registry": default_registry,
             "insecure_registries": tuple(insecure_registry) if insecure_registry else None,
+            "web_private_addresses": web_private_addresses or None,
         },
     )
 

@@ -76,6 +76,9 @@ class ProviderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Where short image names (``python:3.12``) come from; empty = only full names are taken."""
     insecure_registries: tuple[str, ...] = ()
     """``host:port`` of registries spoken to over plain HTTP."""
+    web_private_addresses: bool = False
+    """Whether http(s) URLs of requestors (transfers, images) may lead to loopback and private addresses: this
+    machine's and its owner's network's own services. Only for test networks."""
     shutdown_timeout_s: float = 20.0
     """How long a stopping agent tries to deliver its last notes and invoices."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -240,6 +240,7 @@ class Devnet:
             str(self._images),
             "--share",
             str(len(self.providers)),
+            "--web-private-addresses",
         ]
         for option, value in self._prices.items():
             argv += [f"--price-{option.replace('_', '-')}", value]
