@@ -31,6 +31,9 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     token_symbol: str = "GLM"  # noqa: S105 - a ticker
     depth: int | None = None
     """Blocks on top that make a payment final; ``None``: the chain's own ``finalized`` tag."""
+    aliases: tuple[str, ...] = ()
+    """Other names for the same chain and money, for programs that know no other (``holesky`` is their default). Only for
+    test networks of one's own."""
 
 
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 WEI_EACH = 10**20
 TOKENS_REQUESTOR = 1000 * 10**18
 NETWORK = "devnet"
+ALIAS = "holesky"
+"""Golem's clients pay on this network unless they are told otherwise."""
 LOCK_FILE = "lock"
 """In the network's directory; held for as long as the network is."""
 
@@ -264,7 +266,7 @@ class Devnet:
             return
         (node.data_dir / "config.toml").write_text(
             f"[networks.{NETWORK}]\nchain_id = {self.chain_id}\nrpc_urls = [{self.chain_url!r}]\n"
-            f'token = "{self.token}"\ntoken_symbol = "tGLM"\n'
+            f'token = "{self.token}"\ntoken_symbol = "tGLM"\naliases = ["{ALIAS}"]\n'
         )
 
     async def _fund(self, nodes: list[DevNode], tokens: int = TOKENS_REQUESTOR) -> None:

@@ -179,7 +179,7 @@ class Node:
         self.died = asyncio.Event()
         self.db.on_death = self.died.set
         self.network = PeerNetwork(self.identity, self.world.loopback.transport)
-        drivers: list[PaymentDriver] = [TestMoneyDriver(self.db, self.world.bank, [self.id]), FreeDriver()]
+        drivers = self.world.drivers(self)
         self.payments = Payments(
             self.db, self.network, self.identity, self.world.deals, self.world.deals, drivers, SystemClock(), FAST
         )
@@ -262,6 +262,10 @@ class World:
         self.bank = Bank()
         self.deals = Deals()
         self.nodes: dict[str, Node] = {}
+
+    def drivers(self, node: Node) -> list[PaymentDriver]:
+        """What each node pays with; a test may put in others before nodes start."""
+        return [TestMoneyDriver(node.db, self.bank, [node.id]), FreeDriver()]
 
     async def add(self, name: str) -> Node:
         node = Node(self, Identity.generate(), self.directory / f"{name}-{uuid.uuid4().hex[:8]}.db")

@@ -52,3 +52,45 @@ def test_a_network_of_ones_own() -> None:
 def test_a_token_that_is_no_address_is_named(token: str) -> None:
     with pytest.raises(Misconfigured, match=r"networks\.mine\.token"):
         networks_from({"mine": NetworkConfig(chain_id=99, rpc_urls=("http://a",), token=token)})
+
+
+def mine(chain_id: int = 1337, symbol: str = "tGLM", **changes: object) -> NetworkConfig:
+    return NetworkConfig(
+        chain_id=chain_id,
+        rpc_urls=("http://a",),
+        token=places.TOKEN_ADDRESS,
+        token_symbol=symbol,
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+def test_an_alias_is_another_name_for_the_same_money() -> None:
+    (network,) = networks_from({"devnet": mine(aliases=("holesky", "hoodi"))})
+    own, *others = network.platforms
+    assert own == network.platform
+    assert [p.platform for p in others] == ["erc20-holesky-tglm", "erc20-hoodi-tglm"]
+    assert [p.network for p in others] == ["holesky", "hoodi"]
+    assert {p.money for p in (own, *others)} == {"erc20-devnet-tglm"}
+    assert {p.chain_id for p in others} == {1337}
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"devnet": mine(aliases=("holesky",)), "holesky": mine(17000)}, "a network of this configuration itself"),
+        ({"devnet": mine(aliases=("devnet",))}, "a network of this configuration itself"),
+        ({"devnet": mine(aliases=("polygon",))}, "whose tokens have value"),
+        ({"devnet": mine(symbol="GLM", aliases=("mainnet",))}, "whose tokens have value"),
+        ({"polygon": mine(137, symbol="GLM", aliases=("holesky",))}, "no test network of your own"),
+        ({"other": mine(1, symbol="GLM", aliases=("holesky",))}, "no test network of your own"),
+        ({"devnet": mine(aliases=("hoodi", "hoodi"))}, "is an alias of devnet already"),
+        ({"devnet": mine(aliases=("hoodi",)), "b": mine(7, aliases=("hoodi",))}, "is an alias of devnet already"),
+        ({"devnet": mine(aliases=("a-b",))}, "no name of a network"),
+        ({"devnet": mine(aliases=("",))}, "no name of a network"),
+        ({"devnet": mine(aliases=("Holesky",))}, "no name of a network"),
+        ({"devnet": mine(), "again": mine()}, "are both chain 1337"),
+    ],
+)
+def test_names_that_could_be_taken_for_other_money_are_refused(config: dict[str, NetworkConfig], said: str) -> None:
+    with pytest.raises(Misconfigured, match=said):
+        networks_from(config)

@@ -73,7 +73,7 @@ def test_values_survive(store):
     assert store.transfer("o", "me") == transfer
     assert store.transfers("me", None, 10, "t") == [transfer]
     assert store.transfers("me", None, 10, "") == []
-    assert store.claimed_on("p", "0x1", "them", "me") == BIG
+    assert store.claimed_on("0x1", "them", "me") == BIG
 
 
 def test_owing_is_only_what_is_not_settled(store):

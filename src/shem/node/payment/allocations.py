@@ -213,9 +213,11 @@ class Allocations:
         self._books.db.after_commit(self._books.wake_settler)
 
     def reserved(self, owner: str, platform: str) -> int:
-        """What the owner has promised on a platform, in base units."""
-        allocations = [a for a in self._store.active_allocations(owner) if a.platform == platform]
-        return ledger.reserved(allocations, self._store.owing(owner, platform))
+        """What the owner has promised of a platform's money, in base units."""
+        names = self._books.same_money(platform)
+        allocations = [a for a in self._store.active_allocations(owner) if a.platform in names]
+        owing = [account for name in names for account in self._store.owing(owner, name)]
+        return ledger.reserved(allocations, owing)
 
     async def _balance(self, platform: Platform, owner: str) -> int:
         if not platform.moves_money:

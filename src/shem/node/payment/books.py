@@ -107,6 +107,13 @@ class Books:
         self.wake_settler: Callable[[], None] = lambda: None
         """Set by the settler: something is due."""
 
+    def same_money(self, platform: str) -> list[str]:
+        """Every platform that moves the same tokens: what is promised on one is missing on all."""
+        known = self.platforms.get(platform)
+        if known is None:
+            return [platform]
+        return [name for name, other in self.platforms.items() if other.money == known.money]
+
     def write(self) -> AbstractContextManager[object]:
         """A durable transaction."""
         return self.db.transaction(durable=True)

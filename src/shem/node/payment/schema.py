@@ -63,4 +63,9 @@ create table payment_outbox (
 );
 create index payment_outbox_peer on payment_outbox (peer_id, seq);
 """,
+    # claims are counted by transaction, whatever name its chain goes by
+    """
+drop index payment_transfer_tx;
+create index payment_transfer_tx on payment_transfer (tx_hash);
+""",
 ]

@@ -331,8 +331,9 @@ class Verifier:
     def _found(self, claim: Transfer, found: VerifiedTransfer) -> None:
         """Count the transfer, as far as other claims leave something of it."""
         with self._books.write():
-            # By the driver's spelling of the hash: the claim's may differ from another claim's in case only.
-            taken = self._store.claimed_on(found.platform, found.tx_hash, claim.payer, claim.payee)
+            # By the driver's spelling of the hash: the claim's may differ from another claim's in case only. On whatever
+            # platform: a network may go by several names, and a transaction is one chain's only.
+            taken = self._store.claimed_on(found.tx_hash, claim.payer, claim.payee)
             if taken + claim.amount > found.amount_units:
                 self._refute(
                     claim,

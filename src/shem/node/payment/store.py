@@ -431,11 +431,10 @@ class Store:
         ).fetchone()
         return int(row["n"])
 
-    def claimed_on(self, platform: str, tx_hash: str, payer: str, payee: str) -> int:
+    def claimed_on(self, tx_hash: str, payer: str, payee: str) -> int:
         """What final payments of every owner here take already of one transaction between two addresses."""
         transfers = self._transfers(
-            "platform = ? and tx_hash = ? and state = 'final' and role = 'Provider' and payer = ? and payee = ?",
-            platform,
+            "tx_hash = ? and state = 'final' and role = 'Provider' and payer = ? and payee = ?",
             tx_hash,
             payer,
             payee,

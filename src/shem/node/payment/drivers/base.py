@@ -33,6 +33,13 @@ class Platform(msgspec.Struct, frozen=True):
     """False for a platform where only what costs nothing can be "paid"."""
     gas_token: str = ""
     """Symbol of the coin that pays fees; empty where there are none."""
+    alias_of: str = ""
+    """The platform whose money this is, under another network's name; empty: its own."""
+
+    @property
+    def money(self) -> str:
+        """Platforms with the same answer share one balance."""
+        return self.alias_of or self.platform
 
 
 class Balance(msgspec.Struct, frozen=True):

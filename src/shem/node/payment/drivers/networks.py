@@ -7,6 +7,7 @@ not served. Configuration overrides an entry of the same name or adds one (the d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import msgspec
@@ -17,6 +18,10 @@ from shem.node.payment.drivers.base import Platform
 
 GWEI = 10**9
 DRIVER = "erc20"
+DEVNET = "devnet"
+VALUED = "GLM"
+"""Symbol of the token that is money; those of test networks have another."""
+_NAME = re.compile(r"[a-z0-9]{1,32}")
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,14 +52,26 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     """After so long in the pool a transaction is offered again at a higher fee."""
     max_head_age_s: float | None = 300.0
     """An endpoint whose last block is older has fallen behind; ``None`` for chains that rest when idle."""
+    aliases: tuple[str, ...] = ()
+    """Other names under which deals may know the same chain and token."""
 
     @property
     def platform(self) -> Platform:
         """The name under which deals know it."""
+        return self._named(self.name)
+
+    @property
+    def platforms(self) -> list[Platform]:
+        """All its names, its own first."""
+        own = self.platform
+        others = (self._named(alias) for alias in self.aliases)
+        return [own, *(msgspec.structs.replace(other, alias_of=own.platform) for other in others)]
+
+    def _named(self, name: str) -> Platform:
         return Platform(
-            platform=f"{DRIVER}-{self.name}-{self.symbol.lower()}",
+            platform=f"{DRIVER}-{name}-{self.symbol.lower()}",
             driver=DRIVER,
-            network=self.name,
+            network=name,
             token=self.symbol,
             decimals=self.decimals,
             chain_id=self.chain_id,
@@ -112,7 +129,7 @@ PUBLISHED = (
         faucet="0x31a2a20956a40c2f358fa5cec59d55a9c5d6ff9a",
     ),
     Network(
-        name="devnet",
+        name=DEVNET,
         chain_id=1337,
         gas_symbol="dETH",
         poll_s=0.1,
@@ -127,12 +144,55 @@ PUBLISHED = (
 def networks_from(config: Mapping[str, NetworkConfig]) -> list[Network]:
     """The networks that can be served: the published ones under the configured, as far as they have an endpoint.
 
-    Raises :class:`Misconfigured` for a token that is not an address.
+    Raises :class:`Misconfigured` for a token that is not an address, for one chain configured twice (its accounts would
+    count their transactions in two places) and for an alias that could be taken for another network.
     """
     table = {network.name: network for network in PUBLISHED}
     for name, given in config.items():
         table[name] = _configured(table.get(name) or Network(name=name, chain_id=given.chain_id), given)
-    return [network for network in table.values() if network.rpc_urls]
+    served = [network for network in table.values() if network.rpc_urls]
+    _check_chains(served)
+    _check_aliases(served, config)
+    return served
+
+
+def _check_chains(served: list[Network]) -> None:
+    names: dict[int, str] = {}
+    for network in served:
+        other = names.setdefault(network.chain_id, network.name)
+        if other != network.name:
+            raise Misconfigured(
+                f"networks.{other} and networks.{network.name} are both chain {network.chain_id}",
+                code="chain_configured_twice",
+                hint="keep one of them; a test network may have the other name among its aliases",
+            )
+
+
+def _check_aliases(served: list[Network], configured: Mapping[str, NetworkConfig]) -> None:
+    """What is paid under an alias must never be taken for another network's money by who reads this configuration."""
+    valued = {network.name for network in PUBLISHED if network.symbol == VALUED}
+    published = {network.chain_id for network in PUBLISHED if network.name != DEVNET}
+    taken: dict[str, str] = {}
+    for network in served:
+        for alias in network.aliases:
+            if not _NAME.fullmatch(alias):
+                why = "is no name of a network"
+            elif alias in configured:
+                why = "is a network of this configuration itself"
+            elif alias in valued:
+                why = "is a network whose tokens have value"
+            elif alias in taken:
+                why = f"is an alias of {taken[alias]} already"
+            elif network.chain_id in published:
+                why = f"would be another name for {network.name}, which is no test network of your own"
+            else:
+                taken[alias] = network.name
+                continue
+            raise Misconfigured(
+                f"networks.{network.name}.aliases: {alias[:40]!r} {why}",
+                code="bad_alias",
+                hint="remove the alias" if alias not in configured else f"remove the alias, or networks.{alias}",
+            )
 
 
 def _configured(base: Network, given: NetworkConfig) -> Network:
@@ -150,6 +210,7 @@ def _configured(base: Network, given: NetworkConfig) -> Network:
         token=token,
         symbol=given.token_symbol,
         depth=given.depth,
+        aliases=given.aliases,
         # The published contracts belong to the published token.
         multi_transfer=base.multi_transfer if token == base.token else "",
         faucet=base.faucet if token == base.token else "",

@@ -1,6 +1,7 @@
 """ERC-20 payments: orders become transfer intents; claims of others are checked against the chain.
 
-One transaction manager for each account on each network; the accounts are those whose signers the node has. An order is
+One transaction manager for each account on each network, whatever names the network goes by; the accounts are those whose
+signers the node has. An order is
 one ``transfer`` call now. Orders and intents are kept apart in the tables, so that one multi-transfer may later serve
 several orders without a change to anybody who orders.
 """
@@ -61,30 +62,32 @@ class EvmDriver:
         """``signers``: the accounts this node pays from. ``transport`` is for tests that break the line."""
         db.migrate("payment_evm", MIGRATIONS)
         self._db = db
-        self._networks = {network.platform.platform: network for network in networks}
+        self._served = [platform for network in networks for platform in network.platforms]
+        self._networks = {platform.platform: network for network in networks for platform in network.platforms}
+        """By every name; what follows is by the network's own."""
         self._pools = {
-            platform: RpcPool(
+            network.name: RpcPool(
                 network.rpc_urls, network.chain_id, max_head_age_s=network.max_head_age_s, transport=transport
             )
-            for platform, network in self._networks.items()
+            for network in networks
         }
         self._callbacks: list[Callback] = []
         self._scope: TaskScope | None = None
         self.managers: Mapping[tuple[str, str], TransactionManager] = {
-            (platform, signer.address): self._manager(platform, signer, clock or SystemClock())
-            for platform in self._networks
+            (network.name, signer.address): self._manager(network, signer, clock or SystemClock())
+            for network in networks
             for signer in signers
         }
-        """By platform and payer."""
+        """By network and payer."""
 
-    def _manager(self, platform: str, signer: Signer, clock: Clock) -> TransactionManager:
+    def _manager(self, network: Network, signer: Signer, clock: Clock) -> TransactionManager:
         async def admit(waiting: Sequence[Intent], in_flight: Sequence[Intent]) -> Admission:
-            return await self._admit(platform, signer.address, waiting, in_flight)
+            return await self._admit(network, signer.address, waiting, in_flight)
 
         return self.manager_type(
             self._db,
-            self._pools[platform],
-            self._networks[platform],
+            self._pools[network.name],
+            network,
             signer,
             clock=clock,
             on_done=self._done,
@@ -92,14 +95,14 @@ class EvmDriver:
         )
 
     def platforms(self) -> Sequence[Platform]:
-        """One for each network that has an endpoint."""
-        return [network.platform for network in self._networks.values()]
+        """One for each name of each network that has an endpoint."""
+        return self._served
 
     async def start(self) -> None:
         """Go on with what was left undone, in the background. The chain need not be there."""
         self._scope = TaskScope("payments")
-        for (platform, address), manager in self.managers.items():
-            self._scope.start(manager.run(), f"{platform}:{address}")
+        for (network, address), manager in self.managers.items():
+            self._scope.start(manager.run(), f"{network}:{address}")
 
     async def stop(self) -> None:
         """Everything is on disk at any moment: this only stops the work."""
@@ -122,7 +125,7 @@ class EvmDriver:
         """See the protocol."""
         network = self._network(order.platform)
         payer, payee = parse_node_id(order.payer), parse_node_id(order.payee)
-        manager = self.managers.get((order.platform, payer))
+        manager = self.managers.get((network.name, payer))
         if manager is None:
             raise Refused(f"this node does not hold the key of {payer}", code="not_our_account")
         if payee in (NO_ONE, network.token):
@@ -137,12 +140,11 @@ class EvmDriver:
         )
 
     async def _admit(
-        self, platform: str, payer: str, waiting: Sequence[Intent], in_flight: Sequence[Intent]
+        self, network: Network, payer: str, waiting: Sequence[Intent], in_flight: Sequence[Intent]
     ) -> Admission:
         """Those that the account's tokens cover, counting what is sent and not mined as gone."""
-        network = self._networks[platform]
         call = {"to": network.token, "data": "0x" + erc20.balance_of(payer).hex()}
-        held = number(await self._pools[platform].call("eth_call", [call, "latest"], str))
+        held = number(await self._pools[network.name].call("eth_call", [call, "latest"], str))
         left = held - sum(_amount(intent) for intent in in_flight)
         admitted: list[Intent] = []
         missing = 0
@@ -161,7 +163,7 @@ class EvmDriver:
             driver=DRIVER,
             network=network.name,
             address=payer,
-            platform=platform,
+            platform=network.platform.platform,
             needed=needed,
         )
         return Admission(admitted, problem)
@@ -185,7 +187,7 @@ class EvmDriver:
             ("eth_getBalance", [owner, "latest"]),
             ("eth_getBlockByNumber", ["latest", False]),
         ]
-        tokens, wei, head = await self._pools[platform].batch(calls)
+        tokens, wei, head = await self._pools[network.name].batch(calls)
         block = read(head, Block)
         return Balance(
             token_units=number(read(tokens, str)),
@@ -204,7 +206,7 @@ class EvmDriver:
             or not set(tx_hash[2:].lower()) <= set("0123456789abcdef")
         ):
             raise PaymentNotFound(f"{tx_hash[:80]!r} is not the name of a transaction")
-        final, receipt, pending = await self._look_at(platform, tx_hash.lower())
+        final, receipt, pending = await self._look_at(network, tx_hash.lower())
         if receipt is None:
             if pending:
                 raise NotFinalYet(f"{tx_hash} waits to be mined")
@@ -229,9 +231,9 @@ class EvmDriver:
             block_hash=receipt.block_hash,
         )
 
-    async def _look_at(self, platform: str, tx_hash: str) -> tuple[int, Receipt | None, bool]:
+    async def _look_at(self, network: Network, tx_hash: str) -> tuple[int, Receipt | None, bool]:
         """(last final block, receipt, whether it waits in a pool). The head is seen before the receipt is."""
-        pool, depth = self._pools[platform], self._networks[platform].depth
+        pool, depth = self._pools[network.name], network.depth
         tag = "finalized" if depth is None else "latest"
         head = await pool.batch([("eth_getBlockByNumber", [tag, False])])
         receipt, body = await pool.batch(
