@@ -234,11 +234,12 @@ class Clients:
         if node is None:
             pytest.skip("node is not installed")
         path = HERE / script
-        copy = place / "programs" / f"{secrets.token_hex(4)}-{path.name}"
-        copy.parent.mkdir(exist_ok=True)
-        copy.write_bytes(path.read_bytes())
+        copy = place / "programs" / secrets.token_hex(4)
+        copy.mkdir(parents=True)
         self._copies.append(copy)
-        return await self.start([node, copy, *args], name=f"golem-js {path.name}", **options)
+        for sibling in path.parent.glob("*.mjs"):  # what it imports from beside it
+            (copy / sibling.name).write_bytes(sibling.read_bytes())
+        return await self.start([node, copy / path.name, *args], name=f"golem-js {path.name}", **options)
 
     async def run_node(
         self, script: str | Path, *args: str, deadline_s: float = 90.0, expect: int | None = 0, **options: Any
@@ -267,7 +268,7 @@ class Clients:
             await program.process.wait()
         await self._pumps.close()
         for copy in self._copies:
-            copy.unlink(missing_ok=True)
+            shutil.rmtree(copy, ignore_errors=True)
 
 
 async def until(condition: Callable[[], Any | Awaitable[Any]], what: str, deadline_s: float = 30.0) -> Any:
