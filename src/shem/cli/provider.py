@@ -22,6 +22,10 @@ def run(
     ] = None,
     name: Annotated[str | None, typer.Option(help="What requestors see.")] = None,
     driver: Annotated[str | None, typer.Option(help="Sandbox technology: auto, bwrap or oci.")] = None,
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(help="What to offer: oci (docker images), vm (GVMI files); repeatable. Default both."),
+    ] = None,
     images: Annotated[Path | None, typer.Option(help="Where images are unpacked.")] = None,
     price_start: Annotated[str | None, typer.Option(help="Tokens for each agreement.")] = None,
     price_hourly: Annotated[str | None, typer.Option(help="Tokens for each hour.")] = None,
@@ -54,6 +58,7 @@ def run(
         {
             "name": name,
             "driver": driver,
+            "runtimes": tuple(runtime) if runtime else None,
             "images_dir": images.absolute() if images else None,
             "price_start": price_start,
             "price_hourly": price_hourly,

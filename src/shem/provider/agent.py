@@ -34,9 +34,9 @@ from shem.provider.deal import Deal, Desk
 from shem.provider.exeunit.machine import Tools
 from shem.provider.hardware import detect
 from shem.provider.news import news
-from shem.provider.offering import Account, Offer, build_offer
+from shem.provider.offering import Account, Offer, Runtime, Seller, build_offers
 from shem.provider.recovery import recover
-from shem.provider.sandboxes import Chosen, choose_driver, open_image_store
+from shem.provider.sandboxes import Chosen, choose_driver, choose_runtimes, open_image_store
 from shem.provider.shop import Shop, ShopRules
 from shem.wire.activity import ProviderEvent
 from shem.wire.market import Agreement, AgreementOperationEvent, AgreementTerminatedEvent
@@ -77,6 +77,7 @@ class ProviderAgent:
         self._shop: Shop | None = None
         self._desk: Desk | None = None
         self._driver_name = ""
+        self._runtimes: tuple[Runtime, ...] = ()
         self.node_id = ""
         self.broken = asyncio.Event()
         """Set when one of the agent's own loops has failed (its log says why): it should be stopped and started again."""
@@ -94,6 +95,7 @@ class ProviderAgent:
             "name": self.config.node_name,
             "node_id": self.node_id,
             "driver": self._driver_name,
+            "runtimes": list(self._runtimes),
             "subnet": self.config.subnet,
             "max_agreements": capacity.plan.slots if capacity else 0,
             "offers": self._shop.published if self._shop else {},
@@ -119,6 +121,7 @@ class ProviderAgent:
         self.node_id = str(me["identity"])
         chosen = await choose_driver(config)
         self._driver_name = chosen.driver.name
+        self._runtimes = choose_runtimes(config)
         hardware = detect(config.data_dir)
         self._capacity = Capacity(plan(hardware, config.limits, config.share))
         accounts = [
@@ -155,20 +158,24 @@ class ProviderAgent:
     def _build_offers(self, chosen: Chosen, accounts: list[Account]) -> list[Offer]:
         config, capacity = self.config, self._capacity
         assert capacity is not None
+        seller = Seller(
+            node_name=config.node_name,
+            subnet=config.subnet,
+            hardware=detect(config.data_dir),
+            plan=capacity.plan,
+            driver=chosen.driver.name,
+            capabilities=chosen.capabilities,
+            accounts=accounts,
+            rules=config.rules,
+            now=self._clock.now(),
+            is_public=config.is_public,
+            country_code=config.country_code,
+        )
         return [
-            build_offer(
-                node_name=config.node_name,
-                subnet=config.subnet,
-                hardware=detect(config.data_dir),
-                plan=capacity.plan,
-                preset=preset,
-                driver=chosen.driver.name,
-                capabilities=chosen.capabilities,
-                accounts=accounts,
-                rules=config.rules,
-                now=self._clock.now(),
-            )
+            offer
+            for runtime in self._runtimes
             for preset in config.enabled
+            for offer in build_offers(seller, runtime, preset)
         ]
 
     def _build_shop(self, offers: list[Offer], capacity: Capacity) -> Shop:

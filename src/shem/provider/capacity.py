@@ -3,6 +3,10 @@
 The owner's limits and the hardware give the *total*; the total divided by the number of agreements gives the *share* of
 an agreement that does not say what it needs. An agreement holds its resources from the moment it is proposed to us
 until it has ended, so two that come in the same instant cannot both take the last of something.
+
+Demands of our SDK say what they need (:data:`REQUIRE`); programs written for Golem do not: they choose an offer by what
+it says and expect to get that. So what is offered to them is a *lot* (:func:`lots`): the share in whole threads, and the
+whole machine for those whom the share does not suffice.
 """
 
 from __future__ import annotations
@@ -83,6 +87,18 @@ def plan(hardware: Hardware, limits: ResourceLimits, agents: int = 1) -> Plan:
     return Plan(total, share, slots)
 
 
+def lots(plan: Plan) -> tuple[Resources, ...]:
+    """The sizes in which the machine is let to those who do not say what they need, from small to large.
+
+    An offer names whole threads and at least one, so a lot has that: where the share is less than a thread, fewer
+    agreements fit at once than there are slots. The largest lot is the whole machine.
+    """
+    total, share = plan.total, plan.share
+    threads = min(total.cpu_threads, max(1.0, math.floor(share.cpu_threads)))
+    small = msgspec.structs.replace(share, cpu_threads=threads)
+    return (small, total) if small != total and plan.slots > 1 else (total,)
+
+
 class Capacity:
     """The ledger. Keys are agreement ids."""
 
@@ -124,6 +140,11 @@ class Capacity:
     def release(self, key: str) -> bool:
         """Give back what ``key`` holds; tells whether it held anything."""
         return self._held.pop(key, None) is not None
+
+
+def says_what_it_needs(demand: Mapping[str, Any]) -> bool:
+    """Whether a demand has any of our size properties."""
+    return any(name.startswith(REQUIRE) for name in demand)
 
 
 def wanted_by(demand: Mapping[str, Any], floors: Mapping[str, float], share: Resources) -> Resources:

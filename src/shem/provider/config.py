@@ -67,6 +67,13 @@ class ProviderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     presets: tuple[Preset, ...] = (DEFAULT_PRESET,)
     active_presets: tuple[str, ...] = ()
     """By name; empty = the first."""
+    runtimes: tuple[Literal["oci", "vm"], ...] = ("oci", "vm")
+    """What is offered: ``oci`` runs docker images, ``vm`` the image files (GVMI) of programs written for Golem. One
+    that this machine cannot run is left out; one that is asked for alone must work."""
+    is_public: bool | None = None
+    """Whether requestors reach this machine without help; ``None`` = the offers do not say."""
+    country_code: str = ""
+    """Two letters (ISO 3166), for requestors that choose by place; empty = the offers do not say."""
     drivers: tuple[str, ...] = ()
     """Sandbox drivers in order of preference, by name; empty = the best that works here."""
     images_dir: Path | None = None
@@ -187,6 +194,12 @@ def _check(config: ProviderConfig) -> None:
             raise Misconfigured(f"limits.{name} must be greater than zero, not {value}", code="bad_limit")
     if config.share < 1:
         raise Misconfigured(f"share must be at least 1, not {config.share}", code="bad_limit")
+    if not config.runtimes or len(set(config.runtimes)) != len(config.runtimes):
+        raise Misconfigured("runtimes must name oci, vm or both, each once", code="bad_runtimes")
+    if config.country_code and not re.fullmatch(r"[A-Z]{2}", config.country_code):
+        raise Misconfigured(
+            f"country_code must be two capital letters, not {config.country_code!r}", code="bad_country"
+        )
     rules = config.rules
     for name in ("interval_range_s", "payment_timeout_range_s"):
         low, high = getattr(rules, name)

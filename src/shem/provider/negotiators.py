@@ -9,25 +9,32 @@ out of the counter. An agreement is approved only if the same rules would not ch
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from shem.errors import Refused
-from shem.provider.capacity import Capacity, Resources, wanted_by
+from shem.provider.capacity import Capacity, Resources, says_what_it_needs, wanted_by
 from shem.provider.config import Rules
 from shem.provider.offering import (
     ACCEPT_TIMEOUT,
     CHOSEN_PLATFORM,
     COEFFS,
     EXPIRATION,
+    GVMI_FORMAT,
     INTERVAL,
+    PACKAGE_FORMAT,
+    PAYLOAD,
     PAYMENT_TIMEOUT,
     PLATFORM,
+    PROTOCOLS,
+    RUNTIME_NAME,
     TASK_PACKAGE,
+    VM,
 )
+from shem.terms.constraints import BadConstraint, parse
 from shem.terms.images import GvmiImage, RegistryImage, parse_package
 from shem.terms.pricing import LinearPricing
 
@@ -67,6 +74,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     rules: Rules
     now: datetime
     default_registry: str = ""
+    lot: Resources | None = None
+    """What an agreement on this offer gets unless it says what it needs; ``None`` = the share."""
+    smaller: Sequence[Mapping[str, Any]] = ()
+    """Properties of smaller offers of the same kind."""
 
 
 Change = dict[str, Any]
@@ -115,6 +126,8 @@ def _platform(request: Request) -> Change | Rejection:
 
 
 def _package(request: Request) -> Change | Rejection:
+    if request.demand.get(PAYLOAD) is not None:
+        return Rejection("no_manifests", "computation manifests are not taken here", True)
     package = request.demand.get(TASK_PACKAGE)
     if not isinstance(package, str):
         return Rejection("no_package", f"{TASK_PACKAGE} is missing in the demand: what shall run?", True)
@@ -123,9 +136,34 @@ def _package(request: Request) -> Change | Rejection:
     except Refused as error:
         return Rejection(error.code, error.message, True)
     if isinstance(image, GvmiImage):
-        return Rejection("wrong_image_kind", "this runtime takes docker images, not gvmi files", True)
+        return _gvmi(request, image)
+    if request.offer.get(RUNTIME_NAME) == VM:
+        return Rejection("wrong_image_kind", "the runtime vm takes GVMI files (hash:sha3:…), not docker images", True)
     if isinstance(image, RegistryImage) and not image.host and not request.default_registry:
         return Rejection("no_default_registry", "short image names are not taken here: name the registry", True)
+    return {}
+
+
+def _gvmi(request: Request, image: GvmiImage) -> Change | Rejection:
+    if request.offer.get(RUNTIME_NAME) != VM:
+        return Rejection("wrong_image_kind", "the runtime oci takes docker images (oci:…), not GVMI files", True)
+    if request.demand.get(PACKAGE_FORMAT, GVMI_FORMAT) != GVMI_FORMAT:
+        return Rejection("package_format", f"{PACKAGE_FORMAT} must be {GVMI_FORMAT}", True)
+    if image.url.partition(":")[0] not in PROTOCOLS:
+        return Rejection("image_protocol", f"images are fetched by {', '.join(PROTOCOLS)} only", True)
+    return {}
+
+
+def _lot(request: Request) -> Change | Rejection:
+    """A larger offer is for those whom no smaller one suffices: else a modest demand would hold the whole machine."""
+    if not request.smaller or says_what_it_needs(request.demand):
+        return {}
+    try:
+        constraint = parse(request.demand_constraints)
+    except BadConstraint as error:
+        return Rejection("bad_constraint", error.message, True)
+    if any(constraint.resolve(properties) for properties in request.smaller):
+        return Rejection("smaller_offer", "this provider has a smaller offer that fits the demand: take that", True)
     return {}
 
 
@@ -209,7 +247,8 @@ def _price(request: Request) -> Change | Rejection:
 
 def _resources(request: Request) -> Resources | Rejection:
     try:
-        wanted = wanted_by(request.demand, floors(request.demand_constraints), request.capacity.plan.share)
+        default = request.lot or request.capacity.plan.share
+        wanted = wanted_by(request.demand, floors(request.demand_constraints), default)
     except Refused as error:
         return Rejection(error.code, error.message, True)
     if not request.capacity.possible(wanted):
@@ -219,7 +258,16 @@ def _resources(request: Request) -> Resources | Rejection:
     return wanted
 
 
-_RULES: tuple[Rule, ...] = (_platform, _package, _expiration, _accept_timeout, _interval, _payment_timeout, _price)
+_RULES: tuple[Rule, ...] = (
+    _platform,
+    _package,
+    _lot,
+    _expiration,
+    _accept_timeout,
+    _interval,
+    _payment_timeout,
+    _price,
+)
 
 
 def floors(constraints: str) -> dict[str, float]:

@@ -1,29 +1,40 @@
-"""What the provider says about itself on the market: one offer for each sandbox driver and price list.
+"""What the provider says about itself on the market: offers for each runtime and price list.
 
-Pure: hardware, plan, preset, driver and accounts go in; properties and constraints come out. Existing requestors read
-some of these values with a strict eye: coefficients must be floats (``0.0``), the usage vector one shorter than they
-are, and the constraints of an offer plain enough for the simplest of their parsers.
+Pure: the seller (hardware, plan, driver, accounts …) and a preset go in; properties and constraints come out. Existing
+requestors read some of these values with a strict eye: coefficients must be floats (``0.0``), the usage vector one
+shorter than they are, and the constraints of an offer plain enough for the simplest of their parsers.
+
+* ``oci`` runs docker images. Its one offer names the machine as it is: demands say what part of it they need.
+* ``vm`` runs GVMI files, for programs written for Golem. Those take an offer's sizes for what they will get, so there is
+  one offer for each *lot* (see :mod:`~shem.provider.capacity`): the share of one agreement, and the whole machine. The
+  larger one is sold only to who cannot do with the smaller.
+
+All draw on the same capacity.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from shem.errors import Misconfigured
-from shem.provider.capacity import GIB, Plan
+from shem.provider.capacity import GIB, Plan, Resources, lots
 from shem.provider.config import Rules
 from shem.provider.hardware import Cpu, Hardware
 from shem.provider.presets import Preset
 from shem.runtimes.base import Capabilities
 from shem.version import VERSION
 
-RUNTIME = "oci"
-"""What runs here: images as docker makes them."""
+Runtime = Literal["oci", "vm"]
+OCI: Runtime = "oci"
+"""Runs images as docker makes them."""
+VM: Runtime = "vm"
+"""Runs GVMI files."""
 
+RUNTIME_NAME = "golem.runtime.name"
 EXPIRATION = "golem.srv.comp.expiration"
 SUBNET = "golem.node.debug.subnet"
 INTERVAL = "golem.com.scheme.payu.debit-note.interval-sec?"
@@ -33,6 +44,11 @@ COEFFS = "golem.com.pricing.model.linear.coeffs"
 CHOSEN_PLATFORM = "golem.com.payment.chosen-platform"
 MULTI_ACTIVITY = "golem.srv.caps.multi-activity"
 TASK_PACKAGE = "golem.srv.comp.task_package"
+PACKAGE_FORMAT = "golem.srv.comp.vm.package_format"
+GVMI_FORMAT = "gvmkit-squash"
+PAYLOAD = "golem.srv.comp.payload"
+PROTOCOLS = ("gftp", "http", "https")
+"""Where images and transfers may come from and go to."""
 PLATFORM = "golem.com.payment.platform."
 OURS = "golem.!exp.shem.v1.runtime."
 
@@ -55,49 +71,80 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     """One offer as it is published."""
 
     name: str
-    """For people and logs: driver and preset."""
-    driver: str
+    """For people and logs: runtime and preset."""
+    runtime: Runtime
     properties: dict[str, Any]
     constraints: str
+    lot: Resources | None = None
+    """What an agreement gets whose demand does not say what it needs; ``None`` = the share."""
+    smaller: tuple[Mapping[str, Any], ...] = ()
+    """The same for less: the properties of offers that a modest demand is sent to."""
 
 
-def build_offer(
-    *,
-    node_name: str,
-    subnet: str,
-    hardware: Hardware,
-    plan: Plan,
-    preset: Preset,
-    driver: str,
-    capabilities: Capabilities,
-    accounts: Sequence[Account],
-    rules: Rules,
-    now: datetime,
-) -> Offer:
-    """The offer of one driver at one price list. Raises ``Misconfigured`` without an account to be paid on."""
-    accounts = _usable(preset, accounts)
+class Seller(msgspec.Struct, frozen=True, kw_only=True):
+    """What all offers of an agent have in common."""
+
+    node_name: str
+    subnet: str
+    hardware: Hardware
+    plan: Plan
+    driver: str
+    capabilities: Capabilities
+    accounts: Sequence[Account]
+    rules: Rules
+    now: datetime
+    is_public: bool | None = None
+    country_code: str = ""
+
+
+def build_offers(seller: Seller, runtime: Runtime, preset: Preset) -> list[Offer]:
+    """What is published of one runtime at one price list, from small to large.
+
+    Raises ``Misconfigured`` without an account to be paid on.
+    """
+    name = f"{runtime}/{preset.name}"
+    if runtime == OCI:
+        properties = _properties(seller, runtime, preset, seller.plan.total)
+        return [_offer(seller, name, runtime, properties)]
+    offers: list[Offer] = []
+    for lot in lots(seller.plan):
+        properties = _properties(seller, runtime, preset, lot)
+        smaller = tuple(offer.properties for offer in offers)
+        offers.append(
+            _offer(seller, f"{name}/whole" if smaller else name, runtime, properties, lot=lot, smaller=smaller)
+        )
+    return offers
+
+
+def _offer(seller: Seller, name: str, runtime: Runtime, properties: dict[str, Any], **more: Any) -> Offer:
+    constraints = build_constraints(seller.subnet, seller.now)
+    return Offer(name=name, runtime=runtime, properties=properties, constraints=constraints, **more)
+
+
+def _properties(seller: Seller, runtime: Runtime, preset: Preset, size: Resources) -> dict[str, Any]:
     properties: dict[str, Any] = {
-        "golem.node.id.name": node_name,
-        SUBNET: subnet,
-        "golem.runtime.name": RUNTIME,
+        "golem.node.id.name": seller.node_name,
+        SUBNET: seller.subnet,
+        RUNTIME_NAME: runtime,
         "golem.runtime.version": VERSION,
         "golem.runtime.capabilities": ["start-entrypoint"],
-        "golem.activity.caps.transfer.protocol": ["gftp"],
+        "golem.activity.caps.transfer.protocol": list(PROTOCOLS),
         "golem.activity.caps.transfer.report-progress": True,
         "golem.activity.caps.deploy.report-progress": True,
         MULTI_ACTIVITY: True,
-        **_machine(hardware.cpu, plan),
-        **_money(preset, accounts, rules),
-        OURS + "driver": driver,
-        OURS + "isolation": capabilities.isolation,
-        **{f"{OURS}limits.{name}": how for name, how in capabilities.limits.items()},
+        **_machine(seller.hardware.cpu, size),
+        **_money(preset, _usable(preset, seller.accounts), seller.rules),
+        OURS + "driver": seller.driver,
+        OURS + "isolation": seller.capabilities.isolation,
+        **{f"{OURS}limits.{name}": how for name, how in seller.capabilities.limits.items()},
     }
-    return Offer(
-        name=f"{driver}/{preset.name}",
-        driver=driver,
-        properties=dict(sorted(properties.items())),
-        constraints=build_constraints(subnet, now),
-    )
+    if runtime == VM:
+        properties[PACKAGE_FORMAT] = GVMI_FORMAT
+    if seller.is_public is not None:
+        properties["golem.node.net.is-public"] = seller.is_public
+    if seller.country_code:
+        properties["golem.node.geo.country_code"] = seller.country_code
+    return dict(sorted(properties.items()))
 
 
 def _usable(preset: Preset, accounts: Sequence[Account]) -> Sequence[Account]:
@@ -126,14 +173,14 @@ def build_constraints(subnet: str, now: datetime) -> str:
     return f"(&({EXPIRATION}>{now_ms})({SUBNET}={subnet}))"
 
 
-def _machine(cpu: Cpu, plan: Plan) -> dict[str, Any]:
-    threads = max(1, int(plan.total.cpu_threads))
+def _machine(cpu: Cpu, size: Resources) -> dict[str, Any]:
+    threads = max(1, int(size.cpu_threads))
     facts: dict[str, Any] = {
         "golem.inf.cpu.architecture": cpu.architecture,
         "golem.inf.cpu.cores": max(1, min(cpu.cores, threads)),
         "golem.inf.cpu.threads": threads,
-        "golem.inf.mem.gib": _gib(plan.total.memory_bytes),
-        "golem.inf.storage.gib": _gib(plan.total.storage_bytes),
+        "golem.inf.mem.gib": _gib(size.memory_bytes),
+        "golem.inf.storage.gib": _gib(size.storage_bytes),
     }
     for name in ("vendor", "brand", "model"):
         if value := getattr(cpu, name):

@@ -1,14 +1,16 @@
-"""Which sandbox technology this provider uses, and its image store."""
+"""Which sandbox technology this provider uses, which kinds of image it can read, and its image store."""
 
 from __future__ import annotations
 
 import logging
+import shutil
 
 import msgspec
 
 from shem.errors import Misconfigured
 from shem.provider.capacity import GIB
 from shem.provider.config import ProviderConfig
+from shem.provider.offering import VM, Runtime
 from shem.runtimes.base import Capabilities, Driver
 from shem.runtimes.images.registry import RegistryConfig
 from shem.runtimes.images.store import ImageStore, StoreLimits
@@ -50,6 +52,28 @@ async def choose_driver(config: ProviderConfig) -> Chosen:
         code="no_driver",
         hint="allow unprivileged user namespaces, or run as root with runc or crun installed",
     )
+
+
+def choose_runtimes(config: ProviderConfig) -> tuple[Runtime, ...]:
+    """Those of the owner's that work here.
+
+    Raises ``Misconfigured`` (``no_runtime``) when none does.
+    """
+    if VM not in config.runtimes or (reason := _no_gvmi()) is None:
+        return config.runtimes
+    others = tuple(name for name in config.runtimes if name != VM)
+    if not others:
+        raise Misconfigured(
+            f"image files for the runtime vm cannot be read here: {reason}",
+            code="no_runtime",
+            hint="install squashfs-tools-ng, or offer docker images: runtimes = ['oci']",
+        )
+    log.warning("the runtime vm is not offered: %s", reason)
+    return others
+
+
+def _no_gvmi() -> str | None:
+    return None if shutil.which("sqfs2tar") else "the program sqfs2tar is missing"
 
 
 def open_image_store(config: ProviderConfig) -> ImageStore:

@@ -272,4 +272,6 @@ class Shop:
             rules=self._rules.rules,
             now=self._clock.now(),
             default_registry=self._rules.default_registry,
+            lot=offer.lot,
+            smaller=offer.smaller,
         )

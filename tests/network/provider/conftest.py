@@ -321,6 +321,7 @@ class World:
             "subnet": "test",
             "presets": (PRESET,),
             "drivers": ("bwrap",),
+            "runtimes": ("oci",),
             "limits": ResourceLimits(cpu_threads=2, memory_gib=1.0, storage_gib=2.0, max_agreements=2),
             "rules": Rules(),
         }

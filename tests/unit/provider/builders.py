@@ -10,7 +10,7 @@ from shem.provider.capacity import GIB, Capacity, Plan, Resources
 from shem.provider.config import Rules
 from shem.provider.hardware import Cpu, Hardware
 from shem.provider.negotiators import Request
-from shem.provider.offering import Account, Offer, build_offer
+from shem.provider.offering import OCI, Account, Offer, Runtime, Seller, build_offers
 from shem.provider.presets import Preset
 from shem.runtimes.base import Capabilities
 
@@ -38,19 +38,29 @@ ACCOUNTS = (
 )
 
 
-def an_offer(preset: Preset | None = None, accounts: Sequence[Account] = ACCOUNTS) -> Offer:
-    return build_offer(
-        node_name="bob",
-        subnet="public",
-        hardware=HARDWARE,
-        plan=small_plan(),
-        preset=preset or Preset(name="test", start="0.1", env_per_hour="3.6", cpu_per_hour="36"),
-        driver="bwrap",
-        capabilities=Capabilities(available=True, isolation="userns", limits={"memory": "polled", "pids": "hard"}),
-        accounts=accounts,
-        rules=RULES,
-        now=NOW,
-    )
+PRESET = Preset(name="test", start="0.1", env_per_hour="3.6", cpu_per_hour="36")
+
+
+def a_seller(**changes: Any) -> Seller:
+    values: dict[str, Any] = {
+        "node_name": "bob",
+        "subnet": "public",
+        "hardware": HARDWARE,
+        "plan": small_plan(),
+        "driver": "bwrap",
+        "capabilities": Capabilities(available=True, isolation="userns", limits={"memory": "polled", "pids": "hard"}),
+        "accounts": ACCOUNTS,
+        "rules": RULES,
+        "now": NOW,
+    }
+    return Seller(**(values | changes))
+
+
+def an_offer(
+    preset: Preset = PRESET, accounts: Sequence[Account] = ACCOUNTS, *, runtime: Runtime = OCI, **seller: Any
+) -> Offer:
+    """The smallest one."""
+    return build_offers(a_seller(accounts=accounts, **seller), runtime, preset)[0]
 
 
 def a_demand(**changes: Any) -> dict[str, Any]:
@@ -59,6 +69,8 @@ def a_demand(**changes: Any) -> dict[str, Any]:
         "expiration": "golem.srv.comp.expiration",
         "platform": "golem.com.payment.chosen-platform",
         "package": "golem.srv.comp.task_package",
+        "format": "golem.srv.comp.vm.package_format",
+        "payload": "golem.srv.comp.payload",
         "interval": "golem.com.scheme.payu.debit-note.interval-sec?",
         "payment": "golem.com.scheme.payu.payment-timeout-sec?",
         "accept": "golem.com.payment.debit-notes.accept-timeout?",
@@ -78,15 +90,31 @@ def a_demand(**changes: Any) -> dict[str, Any]:
     return {names[name]: value for name, value in values.items() if value is not None}
 
 
+GVMI = "hash:sha3:" + "ab" * 28 + ":http://h.example/i.gvmi"
+
+
+def a_golem_demand(**changes: Any) -> dict[str, Any]:
+    """What programs written for Golem send: a GVMI file, no sizes."""
+    return a_demand(**({"package": GVMI, "format": "gvmkit-squash"} | changes))
+
+
 def in_ms(delta: timedelta) -> int:
     return int((NOW + delta).timestamp() * 1000)
 
 
 def a_request(
-    demand: dict[str, Any], *, constraints: str = "(&)", capacity: Capacity | None = None, rules: Rules = RULES
+    demand: dict[str, Any],
+    *,
+    constraints: str = "(&)",
+    capacity: Capacity | None = None,
+    rules: Rules = RULES,
+    offer: Offer | None = None,
 ) -> Request:
+    offer = offer or an_offer()
     return Request(
-        offer=an_offer().properties,
+        offer=offer.properties,
+        lot=offer.lot,
+        smaller=offer.smaller,
         demand=demand,
         demand_constraints=constraints,
         capacity=capacity or Capacity(small_plan()),

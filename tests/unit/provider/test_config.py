@@ -37,6 +37,13 @@ def test_the_command_line_lies_over_the_file(tmp_path: Path) -> None:
     assert config.enabled == (Preset(name="cheap", env_per_hour="0.36", start="0.5"),)
 
 
+def test_both_runtimes_unless_the_owner_says_otherwise(tmp_path: Path) -> None:
+    assert load_provider_config(tmp_path, {"runtimes": None}).runtimes == ("oci", "vm")
+    (tmp_path / "provider.toml").write_text("runtimes = ['vm']")
+    assert load_provider_config(tmp_path).runtimes == ("vm",)
+    assert load_provider_config(tmp_path, {"runtimes": ("oci",)}).runtimes == ("oci",)
+
+
 def test_agents_that_share_a_machine_have_image_directories_of_their_own(tmp_path: Path) -> None:
     base = tmp_path / "shared"
     directories = {
@@ -61,6 +68,10 @@ def test_agents_that_share_a_machine_have_image_directories_of_their_own(tmp_pat
         ("[rules]\ninterval_range_s = [10, 5]", "interval_range_s"),
         ("subnet = 'a)(b'", "subnet"),
         ("share = 0", "share"),
+        ("runtimes = []", "runtimes"),
+        ("runtimes = ['vm', 'vm']", "runtimes"),
+        ("runtimes = ['wasm']", "runtimes"),
+        ("country_code = 'Switzerland'", "country_code"),
         ("this is not toml", "provider.toml"),
     ],
 )

@@ -9,8 +9,18 @@ import pytest
 
 from shem.provider.capacity import Capacity
 from shem.provider.negotiators import Counter, Rejection, floors, negotiate, review
-from shem.provider.offering import ACCEPT_TIMEOUT, COEFFS, INTERVAL, PAYMENT_TIMEOUT
-from tests.unit.provider.builders import a_demand, a_request, an_offer, in_ms, small_plan
+from shem.provider.offering import ACCEPT_TIMEOUT, COEFFS, INTERVAL, PAYMENT_TIMEOUT, Offer, build_offers
+from tests.unit.provider.builders import (
+    GVMI,
+    PRESET,
+    a_demand,
+    a_golem_demand,
+    a_request,
+    a_seller,
+    an_offer,
+    in_ms,
+    small_plan,
+)
 
 DAY = timedelta(days=1)
 BUNDLE = "oci:sha256:" + "ab" * 32 + ":gftp://0x" + "12" * 20 + "/" + "cd" * 32
@@ -54,6 +64,7 @@ def test_negotiable_values_come_back_as_they_were_written(spelling: object) -> N
         ({"package": "nonsense"}, "bad_image", True),
         ({"package": "hash:sha3:" + "ab" * 28 + ":http://h.example/i.gvmi"}, "wrong_image_kind", True),
         ({"package": "oci:docker:///library/busybox:latest"}, "no_default_registry", True),
+        ({"payload": "eyJ9"}, "no_manifests", True),
         ({"expiration": None}, "no_expiration", True),
         ({"expiration": "soon"}, "no_expiration", True),
         ({"expiration": in_ms(timedelta(seconds=299))}, "expires_too_soon", True),
@@ -102,6 +113,75 @@ def test_refusals(change: dict[str, Any], code: str, is_final: bool) -> None:
 )
 def test_limits_that_are_still_taken(change: dict[str, Any]) -> None:
     accepted(a_demand(**change))
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"package": BUNDLE}, "wrong_image_kind"),
+        ({"package": "oci:docker://registry.example/library/busybox:latest"}, "wrong_image_kind"),
+        ({"package": None}, "no_package"),
+        ({"package": None, "payload": "eyJ9"}, "no_manifests"),
+        ({"payload": "eyJ9"}, "no_manifests"),
+        ({"format": "gvmkit-vmdk"}, "package_format"),
+        ({"format": 7}, "package_format"),
+        ({"package": GVMI.replace("http:", "ftp:")}, "image_protocol"),
+        ({"package": GVMI.replace("abab", "abxx")}, "bad_image"),
+    ],
+)
+def test_refusals_of_the_vm_runtime(change: dict[str, Any], code: str) -> None:
+    assert refused(a_golem_demand(**change), offer=an_offer(runtime="vm")) == (code, True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"format": None},
+        {"package": GVMI.replace("http:", "https:")},
+        {"package": "hash:sha3:" + "ab" * 32 + ":gftp://0x" + "12" * 20 + "/" + "cd" * 32},
+    ],
+)
+def test_packages_of_the_vm_runtime(change: dict[str, Any]) -> None:
+    accepted(a_golem_demand(**change), offer=an_offer(runtime="vm"))
+
+
+def held(demand: dict[str, Any], offer: Offer, constraints: str) -> tuple[float, int, int]:
+    answer = negotiate(a_request(demand, offer=offer, constraints=constraints))
+    assert isinstance(answer, Counter), answer
+    return answer.resources.cpu_threads, answer.resources.memory_bytes, answer.resources.storage_bytes
+
+
+DEFAULT_SIZES = "(&(golem.inf.mem.gib>=0.5)(golem.inf.storage.gib>=2.0)(golem.inf.cpu.threads>=1))"
+LARGE_SIZES = DEFAULT_SIZES.replace("threads>=1", "threads>=3")
+
+
+def test_a_demand_without_sizes_gets_what_the_offer_says() -> None:
+    share, whole = build_offers(a_seller(), "vm", PRESET)
+    assert held(a_golem_demand(), share, DEFAULT_SIZES) == (2, 4 << 30, 20 << 30)
+    assert held(a_golem_demand(), whole, LARGE_SIZES) == (4, 8 << 30, 40 << 30)
+
+
+def test_a_modest_demand_is_sent_to_the_smaller_offer() -> None:
+    _, whole = build_offers(a_seller(), "vm", PRESET)
+    assert refused(a_golem_demand(), offer=whole, constraints=DEFAULT_SIZES) == ("smaller_offer", True)
+    assert refused(a_golem_demand(), offer=whole, constraints="(") == ("bad_constraint", True)
+
+
+def test_a_demand_that_says_its_sizes_gets_them_on_any_offer() -> None:
+    demand = a_golem_demand(mem=1, cpu=1, storage=3)
+    for offer in build_offers(a_seller(), "vm", PRESET):
+        assert held(demand, offer, DEFAULT_SIZES) == (1, 1 << 30, 3 << 30)
+
+
+def test_runtimes_share_one_capacity() -> None:
+    capacity = Capacity(small_plan())
+    share, whole = build_offers(a_seller(), "vm", PRESET)
+    assert capacity.reserve("docker", capacity.plan.share)
+    assert refused(a_golem_demand(), offer=whole, constraints=LARGE_SIZES, capacity=capacity) == ("no_capacity", False)
+    accepted(a_golem_demand(), offer=share, capacity=capacity)
+    assert capacity.reserve("golem", share.lot)
+    assert refused(a_demand(), capacity=capacity) == ("no_capacity", False)
 
 
 def test_a_higher_price_is_taken_gladly() -> None:

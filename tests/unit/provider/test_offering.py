@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from shem.errors import Misconfigured
+from shem.provider.capacity import GIB, Capacity, plan
+from shem.provider.config import ResourceLimits
 from shem.provider.hardware import Cpu
-from shem.provider.offering import Account, build_constraints, build_offer
+from shem.provider.offering import Offer, build_constraints, build_offers
 from shem.provider.presets import FREE_PRESET, Preset
 from shem.runtimes.base import Capabilities
 from shem.terms.constraints import parse
 from shem.terms.properties import flatten
-from tests.unit.provider.builders import ACCOUNTS, HARDWARE, NOW, RULES, a_demand, an_offer, small_plan
+from tests.unit.provider.builders import ACCOUNTS, HARDWARE, NOW, PRESET, a_demand, a_seller, an_offer, small_plan
 
 
 def test_properties_of_the_contract() -> None:
@@ -26,7 +29,64 @@ def test_properties_of_the_contract() -> None:
     assert properties["golem.srv.caps.multi-activity"] is True
     assert properties["golem.!exp.shem.v1.runtime.driver"] == "bwrap"
     assert properties["golem.!exp.shem.v1.runtime.limits.memory"] == "polled"
-    assert properties["golem.activity.caps.transfer.protocol"] == ["gftp"]
+    assert properties["golem.activity.caps.transfer.protocol"] == ["gftp", "http", "https"]
+    assert "golem.srv.comp.vm.package_format" not in properties
+
+
+def test_an_offer_for_golem_differs_in_what_it_runs_and_in_its_size() -> None:
+    ours, theirs = an_offer(), an_offer(runtime="vm")
+    differing = {
+        name for name in ours.properties | theirs.properties if ours.properties.get(name) != theirs.properties.get(name)
+    }
+    assert differing == {
+        "golem.runtime.name",
+        "golem.srv.comp.vm.package_format",
+        "golem.inf.cpu.cores",
+        "golem.inf.cpu.threads",
+        "golem.inf.mem.gib",
+        "golem.inf.storage.gib",
+    }
+    assert theirs.properties["golem.runtime.name"] == "vm"
+    assert theirs.properties["golem.srv.comp.vm.package_format"] == "gvmkit-squash"
+    assert theirs.constraints == ours.constraints
+
+
+def sizes(offer: Offer) -> tuple[int, float, float]:
+    values = offer.properties
+    return values["golem.inf.cpu.threads"], values["golem.inf.mem.gib"], values["golem.inf.storage.gib"]
+
+
+def test_golem_gets_the_share_or_the_whole_machine() -> None:
+    share, whole = build_offers(a_seller(), "vm", PRESET)
+    assert (sizes(share), sizes(whole)) == ((2, 4.0, 20.0), (4, 8.0, 40.0))
+    assert (share.name, whole.name) == ("vm/test", "vm/test/whole")
+    assert (share.smaller, whole.smaller) == ((), (share.properties,))
+
+
+def test_a_machine_for_one_agreement_is_offered_once() -> None:
+    (only,) = build_offers(a_seller(plan=small_plan(slots=1)), "vm", PRESET)
+    assert sizes(only) == (4, 8.0, 40.0)
+
+
+@pytest.mark.parametrize("threads", [0.5, 1, 1.5, 2, 3, 7.9, 16])
+@pytest.mark.parametrize("agreements", [None, 1, 2, 5])
+def test_an_offer_for_golem_never_says_more_than_an_agreement_gets(threads: float, agreements: int | None) -> None:
+    limits = ResourceLimits(cpu_threads=threads, memory_gib=3.3, storage_gib=9.1, max_agreements=agreements)
+    seller = a_seller(plan=plan(replace(HARDWARE, cpu=replace(HARDWARE.cpu, threads=16.0)), limits))
+    for offer in build_offers(seller, "vm", PRESET):
+        said, lot = sizes(offer), offer.lot
+        assert lot is not None
+        assert Capacity(seller.plan).possible(lot)
+        assert said[0] <= lot.cpu_threads or (said[0] == 1 and lot.cpu_threads == threads < 1)
+        assert said[1] <= lot.memory_bytes / GIB
+        assert said[2] <= lot.storage_bytes / GIB
+
+
+def test_place_and_reachability_are_said_only_when_known() -> None:
+    names = ("golem.node.net.is-public", "golem.node.geo.country_code")
+    silent, open_ = an_offer().properties, an_offer(is_public=False, country_code="CH").properties
+    assert [silent.get(name) for name in names] == [None, None]
+    assert [open_.get(name) for name in names] == [False, "CH"]
 
 
 @pytest.mark.parametrize("preset", [FREE_PRESET, Preset(name="p", start="1", env_per_hour="7200")])
@@ -56,40 +116,14 @@ def test_constraints_are_plain_and_match_a_demand() -> None:
 
 def test_what_is_not_known_is_not_said() -> None:
     hardware = type(HARDWARE)(cpu=Cpu(architecture="aarch64", cores=1, threads=0.5), memory_bytes=1, disk_free_bytes=1)
-    offer = build_offer(
-        node_name="n",
-        subnet="s",
-        hardware=hardware,
-        plan=small_plan(),
-        preset=FREE_PRESET,
-        driver="oci",
-        capabilities=Capabilities(available=True),
-        accounts=an_accounts(),
-        rules=RULES,
-        now=NOW,
-    )
+    offer = an_offer(FREE_PRESET, hardware=hardware, capabilities=Capabilities(available=True))
     assert "golem.inf.cpu.model" not in offer.properties
     assert offer.properties["golem.inf.cpu.threads"] == 4
 
 
-def an_accounts() -> list[Account]:
-    return [Account("p", "0x0")]
-
-
 def test_no_offer_without_an_account() -> None:
     with pytest.raises(Misconfigured, match="account"):
-        build_offer(
-            node_name="n",
-            subnet="s",
-            hardware=HARDWARE,
-            plan=small_plan(),
-            preset=FREE_PRESET,
-            driver="oci",
-            capabilities=Capabilities(available=True),
-            accounts=[],
-            rules=RULES,
-            now=NOW,
-        )
+        an_offer(FREE_PRESET, [])
 
 
 def platforms(preset: Preset) -> set[str]:
