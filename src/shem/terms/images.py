@@ -94,6 +94,11 @@ class GvmiImage(msgspec.Struct, frozen=True, kw_only=True):
     url: str
 
     @property
+    def digest(self) -> str:
+        """``sha3:<hex>``."""
+        return f"sha3:{self.sha3}"
+
+    @property
     def package(self) -> str:
         """The string for ``golem.srv.comp.task_package``."""
         return f"hash:sha3:{self.sha3}:{self.url}"

@@ -54,11 +54,28 @@ def parse_config(raw: bytes) -> tuple[ImageConfig, tuple[str, ...]]:
     if len(diff_ids) > MAX_LAYERS or not all(DIGEST.fullmatch(each) for each in diff_ids):
         raise ImageUnusable("the image's configuration names its layers wrongly")
     run = document.config or _Run()
+    return _checked(run, run.user or ""), diff_ids
+
+
+def parse_container_config(raw: bytes) -> ImageConfig:
+    """A docker container's configuration, as a Golem image file carries it. A user who is not ``uid:gid`` in numbers is root.
+
+    Raises :class:`ImageUnusable`.
+    """
+    try:
+        run = msgspec.json.decode(raw, type=_Run)
+    except DECODE_ERRORS as error:
+        raise ImageUnusable(f"the image's configuration cannot be read: {error}") from None
+    uid, _, gid = (run.user or "").partition(":")
+    return _checked(run, f"{_number(uid)}:{_number(gid)}" if None not in (_number(uid), _number(gid)) else "")
+
+
+def _checked(run: _Run, user: str) -> ImageConfig:
     config = ImageConfig(
         env=tuple(run.env or ()),
         entrypoint=tuple(run.entrypoint or ()),
         cmd=tuple(run.cmd or ()),
-        user=run.user or "",
+        user=user,
         workdir=_absolute(run.working_dir or "", "working directory"),
         volumes=tuple(sorted({_absolute(path, "volume") for path in run.volumes or ()} - {""})),
     )
@@ -69,7 +86,7 @@ def parse_config(raw: bytes) -> tuple[ImageConfig, tuple[str, ...]]:
         raise ImageUnusable("the image's configuration has a NUL in it")
     if any(entry.find("=") < 1 for entry in config.env):
         raise ImageUnusable("the image's environment has an entry that is not NAME=value")
-    return config, diff_ids
+    return config
 
 
 def settle_user(config: ImageConfig, layers: Sequence[Path]) -> ImageConfig:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from shem.cogs.ociformat import Descriptor, ImageUnusable
-from shem.runtimes.images.errors import ImageDigestMismatch, RegistryUnreachable
+from shem.runtimes.images.errors import ImageDigestMismatch, ImageTooLarge, RegistryUnreachable
 from shem.runtimes.images.sources import Source, closing
 
 _TRIES = 5
@@ -60,6 +60,40 @@ async def small_blob(source: Source, blob: Descriptor, limit: int) -> bytes:
     if len(data) != blob.size or f"sha256:{hashlib.sha256(data).hexdigest()}" != blob.digest:
         raise ImageDigestMismatch(f"{blob.digest} arrived as something else")
     return bytes(data)
+
+
+async def spool(
+    pieces: AsyncIterator[bytes], path: Path, *, sha3: str, max_bytes: int, arrived: Callable[[int], None]
+) -> int:
+    """Write what arrives to ``path``, of a size that nobody knows before, and return the size. Nothing of it may be looked at
+    before this returned: only then its SHA3 (of the length of ``sha3``) is as it should be.
+
+    Raises :class:`ImageDigestMismatch`, :class:`ImageTooLarge`, and whatever ``pieces`` raises.
+    """
+    sha = hashlib.new(f"sha3_{len(sha3) * 4}")
+    total = 0
+    batch = bytearray()
+    with path.open("wb") as file:
+
+        def keep(data: bytearray) -> None:
+            file.write(data)
+            sha.update(data)
+
+        async with closing(pieces):
+            async for piece in pieces:
+                batch += piece
+                total += len(piece)
+                if total > max_bytes:
+                    raise ImageTooLarge(f"the image has more than the {max_bytes >> 20} MiB that this provider takes")
+                if len(batch) >= _BATCH:
+                    await asyncio.to_thread(keep, batch)
+                    arrived(len(batch))
+                    batch = bytearray()
+        await asyncio.to_thread(keep, batch)
+        arrived(len(batch))
+    if sha.hexdigest() != sha3:
+        raise ImageDigestMismatch(f"the image arrived as sha3:{sha.hexdigest()}, not sha3:{sha3}")
+    return total
 
 
 class _Sink:

@@ -10,6 +10,7 @@ __all__ = [
     "ImageNotFound",
     "ImageStoreFailed",
     "ImageTooLarge",
+    "ImageUnsupported",
     "ImageUnusable",
     "RegistryDenied",
     "RegistryNotAllowed",
@@ -27,6 +28,12 @@ class ImageTooLarge(Refused):
     """The image breaks one of the provider's limits: bytes, files."""
 
     default_code = "image_too_large"
+
+
+class ImageUnsupported(Refused):
+    """This provider has no means for images of that kind."""
+
+    default_code = "image_unsupported"
 
 
 class ImageDigestMismatch(WorkFailed):

@@ -56,11 +56,15 @@ class Extractor:
     """Unpacks members into ``root``, an empty directory. Use: :meth:`add` each, then :meth:`finish`, then
     :meth:`close`."""
 
-    def __init__(self, root: Path, *, max_bytes: int, max_files: int, as_root: bool | None = None) -> None:
+    def __init__(
+        self, root: Path, *, max_bytes: int, max_files: int, as_root: bool | None = None, whiteouts: bool = True
+    ) -> None:
+        """``whiteouts``: whether names that say what disappears below have that meaning; else they are files like others."""
         self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._max_bytes = max_bytes
         self._max_files = max_files
         self._as_root = os.geteuid() == 0 if as_root is None else as_root
+        self._whiteouts = whiteouts
         self._opaque = OPAQUE if self._as_root else OPAQUE[:1]
         self._parents: dict[bytes, int] = {}
         self._dirs: list[tuple[bytes, int, int, int, float]] = []
@@ -122,14 +126,8 @@ class Extractor:
 
     def _place(self, tar: TarStream, member: Member, parts: list[bytes]) -> None:
         name, parent = parts[-1], self._parent(parts[:-1])
-        if name == _OPAQUE_MARK:
-            self._make_opaque(b".", parent)
-            return
-        if name.startswith(_RESERVED):
-            self._skip("aufs")
-            return
-        if name.startswith(_PREFIX):
-            self._whiteout(name[len(_PREFIX) :], parent)
+        if self._whiteouts and name.startswith(_PREFIX):
+            self._hide(name, parent)
             return
         path = b"/".join(parts)
         if member.kind == DIR:
@@ -223,6 +221,14 @@ class Extractor:
         finally:
             if holder >= 0:
                 os.close(holder)
+
+    def _hide(self, name: bytes, parent: int) -> None:
+        if name == _OPAQUE_MARK:
+            self._make_opaque(b".", parent)
+        elif name.startswith(_RESERVED):
+            self._skip("aufs")
+        else:
+            self._whiteout(name[len(_PREFIX) :], parent)
 
     def _whiteout(self, name: bytes, parent: int) -> None:
         if name in (b"", b".", b".."):

@@ -32,6 +32,16 @@ class UnpackJob(msgspec.Struct, frozen=True, kw_only=True, tag="unpack"):
     max_files: int
 
 
+class SquashfsJob(msgspec.Struct, frozen=True, kw_only=True, tag="squashfs"):
+    """Unpack an image file: see :func:`~shem.runtimes.images.layer.unpack_squashfs`."""
+
+    image: str
+    directory: str
+    name: str
+    max_bytes: int
+    max_files: int
+
+
 class PatchJob(msgspec.Struct, frozen=True, kw_only=True, tag="patch"):
     """Make the patch of a layer: see :func:`~shem.runtimes.images.patch.make_patch`."""
 
@@ -54,7 +64,7 @@ class SettleJob(msgspec.Struct, frozen=True, kw_only=True, tag="settle"):
     directories: list[str]
 
 
-Job = UnpackJob | PatchJob | RemoveJob | SettleJob
+Job = UnpackJob | SquashfsJob | PatchJob | RemoveJob | SettleJob
 
 
 class Working(msgspec.Struct, frozen=True, tag="working"):
@@ -80,7 +90,8 @@ Answer = Working | Done | Failed
 
 
 class LayerRecord(msgspec.Struct, kw_only=True):
-    """``layer.json``. ``name`` is the full identity of the layer: the digest of its tar, or of what a patch is made of.
+    """``layer.json``. ``name`` is the full identity of the layer: the digest of its tar, of what a patch is made
+    of, or of an image file.
     ``boot`` names the run of the kernel that made it, see :func:`is_safe`."""
 
     name: str

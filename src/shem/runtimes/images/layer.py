@@ -18,6 +18,7 @@ import zstandard
 from isal import igzip
 
 from shem.cogs.ociformat import ImageUnusable
+from shem.runtimes.images.cage import tar_of
 from shem.runtimes.images.errors import ImageDigestMismatch, ImageTooLarge
 from shem.runtimes.images.extract import Extractor, Unpacked
 from shem.runtimes.images.tarstream import TarStream
@@ -51,10 +52,9 @@ def unpack(
     with blob.open("rb") as file:
         file.seek(offset)
         part = _Part(file, size, progress, hashing=bool(digest))
-        tar = _Hashing(_decompressed(io.BufferedReader(part, _BUFFER)), max_bytes + _OVERHEAD, max_files)
         extractor = Extractor(into, max_bytes=max_bytes, max_files=max_files)
+        tar = _Hashing(_decompressed(io.BufferedReader(part, _BUFFER)), extractor, max_bytes, max_files)
         try:
-            tar.extractor = extractor
             stream = TarStream(tar.read)
             for member in stream:
                 extractor.add(stream, member)
@@ -71,6 +71,23 @@ def unpack(
     if tar.digest() != diff_id:
         raise ImageDigestMismatch(f"a layer unpacks to {tar.digest()}, and the image's configuration says {diff_id}")
     return report
+
+
+def unpack_squashfs(image: Path, *, into: Path, max_bytes: int, max_files: int) -> Unpacked:
+    """Unpack the squashfs at the start of ``image``, whose digest somebody checked, into ``into``, an empty directory.
+
+    It is a whole root file system: names that mean something in a layer mean nothing in it. Raises as :func:`unpack`, and
+    as :func:`~shem.runtimes.images.cage.tar_of`.
+    """
+    extractor = Extractor(into, max_bytes=max_bytes, max_files=max_files, whiteouts=False)
+    try:
+        with tar_of(image) as source:
+            stream = TarStream(_Counted(source, extractor, max_bytes, max_files).read)
+            for member in stream:
+                extractor.add(stream, member)
+        return extractor.finish()
+    finally:
+        extractor.close()
 
 
 class _Part(io.RawIOBase):
@@ -110,24 +127,35 @@ class _Part(io.RawIOBase):
         return f"sha256:{self._sha.hexdigest()}" if self._sha is not None else ""
 
 
-class _Hashing:
-    """The tar as it comes out of the decompressor: hashed, counted, limited."""
+class _Counted:
+    """A tar as it comes: counted and limited."""
 
-    def __init__(self, source: BinaryIO, max_bytes: int, max_files: int) -> None:
+    def __init__(self, source: BinaryIO, extractor: Extractor, max_bytes: int, max_files: int) -> None:
         self._source = source
+        self._extractor = extractor
         self._max_bytes = max_bytes
         self._max_files = max_files
-        self._sha = hashlib.sha256()
         self._count = 0
-        self.extractor: Extractor | None = None
 
     def read(self, size: int) -> bytes:
         piece = self._source.read(size)
-        self._sha.update(piece)
         self._count += len(piece)
-        files = self.extractor.report.files if self.extractor is not None else 0
-        if self._count > self._max_bytes + _OVERHEAD_PER_FILE * min(files, self._max_files):
+        files = min(self._extractor.report.files, self._max_files)
+        if self._count > self._max_bytes + _OVERHEAD + _OVERHEAD_PER_FILE * files:
             raise ImageTooLarge(f"a layer unpacks to more than {self._max_bytes >> 20} MiB")
+        return piece
+
+
+class _Hashing(_Counted):
+    """The tar as it comes out of the decompressor: hashed as well."""
+
+    def __init__(self, source: BinaryIO, extractor: Extractor, max_bytes: int, max_files: int) -> None:
+        super().__init__(source, extractor, max_bytes, max_files)
+        self._sha = hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        piece = super().read(size)
+        self._sha.update(piece)
         return piece
 
     def digest(self) -> str:

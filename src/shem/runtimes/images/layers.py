@@ -28,6 +28,7 @@ from shem.runtimes.images.jobs import (
     PatchJob,
     RemoveJob,
     SettleJob,
+    SquashfsJob,
     UnpackJob,
     is_safe,
     read_record,
@@ -120,6 +121,21 @@ class Layers:
             raise _first(failures) from None
         records = [tasks[diff_id].result() for _, diff_id in wanted]
         return [_stored(record) for record in records], records
+
+    async def have_squashfs(self, image: Path, name: str) -> StoredLayer:
+        """The layer ``name``, made of the squashfs at the start of ``image`` if it is missing. Raises image errors."""
+        async with self._locked(name), self._unpacker.in_use():
+            if not self.has(StoredLayer(layer_name(name), 0)):
+                async with self._made(name) as directory:
+                    job = SquashfsJob(
+                        image=str(image),
+                        directory=str(directory),
+                        name=name,
+                        max_bytes=self._limits.max_bytes,
+                        max_files=self._limits.max_files,
+                    )
+                    await self._unpacker.run(job)
+            return _stored(await self._record(name))
 
     async def patched(
         self, layers: list[StoredLayer], records: list[LayerRecord], wanted: set[str]

@@ -3,7 +3,8 @@
 On disk, below one directory::
 
     layers/<32 hex>/    a layer, unpacked, and its record; named after the digest of its tar (see .jobs)
-    images/<64 hex>.json   one image: its layers and how to run it; named after the digest of its manifest
+    images/<64 hex>.json   one image: its layers and how to run it; named after the digest of its manifest (``sha3-…``: of
+                           the image file of the original network)
     tmp/                what is being made, and what is being deleted
 
 A layer is made in ``tmp`` and renamed into place only when it is whole and verified; an image's record is written after
@@ -20,10 +21,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -32,15 +34,17 @@ from shem.cogs.decoding import DECODE_ERRORS
 from shem.cogs.ociarchive import read_image
 from shem.cogs.ociformat import MAX_CONFIG, ImageUnusable, Manifest, check_platform, host_architecture, parse_manifest
 from shem.cogs.tasks import TaskScope
-from shem.errors import Misconfigured, Refused, ShemError
+from shem.errors import Misconfigured, ShemError
 from shem.runtimes.base import ImageConfig, Rootfs
-from shem.runtimes.images.config import parse_config, settle_user
-from shem.runtimes.images.download import small_blob
-from shem.runtimes.images.errors import ImageStoreFailed, ImageTooLarge
+from shem.runtimes.images.cage import check_parts
+from shem.runtimes.images.config import parse_config, parse_container_config, settle_user
+from shem.runtimes.images.download import small_blob, spool
+from shem.runtimes.images.errors import ImageStoreFailed, ImageTooLarge, ImageUnsupported
+from shem.runtimes.images.gvmi import read_gvmi
 from shem.runtimes.images.layers import LayerLimits, Layers, StoredLayer, layer_name
 from shem.runtimes.images.registry import Registries, RegistryConfig, Resolved
 from shem.runtimes.images.sources import ArchiveSource, BundleSource, Fetch, RegistrySource, Source
-from shem.terms.images import BundleImage, GvmiImage, Package, RegistryImage
+from shem.terms.images import GvmiImage, Package, RegistryImage
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +94,10 @@ class _Pull:
         self.done += arrived
         for listener in list(self.listeners):
             listener(self.done, self.total, message)
+
+
+_Work = Callable[[_Pull], Awaitable[StoredImage]]
+"""What a pull does."""
 
 
 class ImageStore:
@@ -147,23 +155,23 @@ class ImageStore:
     ) -> Rootfs:
         """Have an image, unpacked. At once and without a network when ``package`` has a digest that is here.
 
-        ``fetch`` gives the bytes behind the URLs of a bundle. ``holder``: a name under which the image is kept until
-        :meth:`release`. Raises errors of :mod:`.errors` (image_not_found, image_bad, image_wrong_platform,
+        ``fetch`` gives the bytes behind the URLs of a bundle, or of an image file. ``holder``: a name under which the image
+        is kept until :meth:`release`. Raises errors of :mod:`.errors` (image_not_found, image_bad, image_wrong_platform,
         image_too_large, image_digest_mismatch, image_store_failed, image_unsupported, image_user_unknown,
         registry_unreachable, registry_denied, registry_not_allowed) and what ``fetch`` raises.
         """
-        if isinstance(package, GvmiImage):
-            raise Refused("this provider does not run GVMI images", code="image_unsupported")
         known = self._known(package.digest)
         if known is None:
-            source: Source
+            work: _Work
             if isinstance(package, RegistryImage):
-                source = RegistrySource(self._registries, package)
+                work = functools.partial(self._pull, source=RegistrySource(self._registries, package))
             elif fetch is None:
-                raise Refused("a bundle needs a node to fetch it from", code="image_unsupported")
+                raise ImageUnsupported("an image that is in no registry needs a node to fetch it from")
+            elif isinstance(package, GvmiImage):
+                work = functools.partial(self._pull_file, package=package, fetch=fetch)
             else:
-                source = BundleSource(package, fetch)
-            known = await self._shared(package.package, source, progress, holder)
+                work = functools.partial(self._pull, source=BundleSource(package, fetch))
+            known = await self._shared(package.package, work, progress, holder)
         return self._use(known, holder)
 
     async def load(self, path: Path, *, name: str = "", progress: Progress | None = None, holder: str = "") -> Rootfs:
@@ -174,10 +182,11 @@ class ImageStore:
         archive = await asyncio.to_thread(read_image, path, name=name, architecture=self._architecture)
         known = self._known(archive.digest)
         if known is None:
-            known = await self._shared(f"archive:{archive.digest}", ArchiveSource(archive), progress, holder)
+            work = functools.partial(self._pull, source=ArchiveSource(archive))
+            known = await self._shared(f"archive:{archive.digest}", work, progress, holder)
         return self._use(known, holder)
 
-    def has(self, package: BundleImage | RegistryImage) -> bool:
+    def has(self, package: Package) -> bool:
         """Whether :meth:`ensure` would answer at once."""
         return self._known(package.digest) is not None
 
@@ -230,7 +239,7 @@ class ImageStore:
         )
 
     def _record_path(self, digest: str) -> Path:
-        return self._records / f"{digest.removeprefix('sha256:')}.json"
+        return self._records / f"{digest.removeprefix('sha256:').replace(':', '-')}.json"
 
     def _remember(self, image: StoredImage) -> None:
         draft = self._layers.temporary()
@@ -262,12 +271,12 @@ class ImageStore:
 
     # -- pulling -------------------------------------------------------------------------------------------------
 
-    async def _shared(self, key: str, source: Source, progress: Progress | None, holder: str) -> StoredImage:
+    async def _shared(self, key: str, work: _Work, progress: Progress | None, holder: str) -> StoredImage:
         """Join the pull of ``key``, or begin it. It is cancelled when nobody waits any more."""
         pull = self._pulls.get(key)
         if pull is None or pull.task is None:
             pull = self._pulls[key] = _Pull()
-            pull.task = self._scope.start(self._outcome(key, pull, source), f"pull {key[:80]}")
+            pull.task = self._scope.start(self._outcome(key, pull, work), f"pull {key[:80]}")
         pull.waiting += 1
         if progress is not None:
             pull.listeners.append(progress)
@@ -292,10 +301,10 @@ class ImageStore:
         if self._pulls.get(key) is pull:
             del self._pulls[key]
 
-    async def _outcome(self, key: str, pull: _Pull, source: Source) -> StoredImage | ShemError | TimeoutError:
+    async def _outcome(self, key: str, pull: _Pull, work: _Work) -> StoredImage | ShemError | TimeoutError:
         """Never raises our errors: they belong to those who wait, not to the log of background failures."""
         try:
-            image = await self._pull(pull, source)
+            image = await work(pull)
             for holder in pull.holders:
                 self._held.setdefault(holder, set()).add(image.digest)
             self.collect()
@@ -333,6 +342,32 @@ class ImageStore:
             raise self._too_large(unpacked)
         config = await asyncio.to_thread(settle_user, config, [self._layers.tree(layer) for layer in layers])
         image = StoredImage(digest=resolved.digest, layers=tuple(layers), config=config, aliases=resolved.aliases)
+        self._remember(image)
+        pull.tell("ready", 0)
+        return image
+
+    async def _pull_file(self, pull: _Pull, package: GvmiImage, fetch: Fetch) -> StoredImage:
+        """Two that have the same file by two addresses both fetch it, so that neither waits for the other's; it is unpacked
+        once."""
+        await asyncio.to_thread(check_parts)
+        pull.wanted.add(layer_name(package.digest))
+        spooled = self._layers.temporary()
+        try:
+            pull.total = await spool(
+                fetch(package.url),
+                spooled,
+                sha3=package.sha3,
+                max_bytes=self._limits.max_image_bytes,
+                arrived=lambda count: pull.tell("downloading the image", count),
+            )
+            outside = await asyncio.to_thread(read_gvmi, spooled)
+            config = parse_container_config(outside.config)
+            pull.tell("unpacking the image", 0)
+            layer = await self._layers.have_squashfs(spooled, package.digest)
+        finally:
+            spooled.unlink(missing_ok=True)
+        config = await asyncio.to_thread(settle_user, config, [self._layers.tree(layer)])
+        image = StoredImage(digest=package.digest, layers=(layer,), config=config)
         self._remember(image)
         pull.tell("ready", 0)
         return image

@@ -108,6 +108,7 @@ def _error(failed: Failed) -> ShemError:
         for kind in (
             errors.ImageUnusable,
             errors.ImageTooLarge,
+            errors.ImageUnsupported,
             errors.ImageDigestMismatch,
             errors.ImageStoreFailed,
         )

@@ -36,12 +36,13 @@ from shem.runtimes.images.jobs import (
     PatchJob,
     RemoveJob,
     SettleJob,
+    SquashfsJob,
     UnpackJob,
     Working,
     read_record,
     this_boot,
 )
-from shem.runtimes.images.layer import unpack
+from shem.runtimes.images.layer import unpack, unpack_squashfs
 from shem.runtimes.images.patch import make_patch
 
 _MEMORY = 2 << 30
@@ -73,6 +74,8 @@ def _do(job: Job, out: BinaryIO) -> Answer:
     try:
         if isinstance(job, UnpackJob):
             _unpack(job, out)
+        elif isinstance(job, SquashfsJob):
+            _unpack_squashfs(job)
         elif isinstance(job, PatchJob):
             _patch(job)
         elif isinstance(job, SettleJob):
@@ -123,6 +126,14 @@ def _unpack(job: UnpackJob, out: BinaryIO) -> None:
         progress=lambda done: _answer(out, Working(done)),
     )
     _record(directory, job.diff_id, report)
+
+
+def _unpack_squashfs(job: SquashfsJob) -> None:
+    directory = Path(job.directory)
+    tree = directory / TREE
+    tree.mkdir(mode=0o755)
+    report = unpack_squashfs(Path(job.image), into=tree, max_bytes=job.max_bytes, max_files=job.max_files)
+    _record(directory, job.name, report)
 
 
 def _patch(job: PatchJob) -> None:
