@@ -32,6 +32,7 @@ from shem.provider.capacity import Capacity, Resources, plan
 from shem.provider.config import ProviderConfig
 from shem.provider.deal import Deal, Desk
 from shem.provider.exeunit.machine import Tools
+from shem.provider.exeunit.web import Web
 from shem.provider.hardware import detect
 from shem.provider.news import news
 from shem.provider.offering import Account, Offer, Runtime, Seller, build_offers
@@ -135,7 +136,7 @@ class ProviderAgent:
             market=self._market,
             activities=self._activities,
             accountant=Accountant(self._payment, self._clock),
-            tools=Tools(chosen.driver, images, FilesApi(self._http)),
+            tools=Tools(chosen.driver, images, FilesApi(self._http), Web(config.web_private_addresses)),
             clock=self._clock,
             units_dir=config.units_dir,
         )

@@ -27,9 +27,9 @@ from shem.errors import PeerFailed, Refused, ShemError
 from shem.provider.accountant import Accountant
 from shem.provider.billing import SUCCESS, Bill, DealTerms, EndAgreement, SendNote
 from shem.provider.capacity import Resources
-from shem.provider.exeunit.machine import Tools
+from shem.provider.exeunit.machine import Place, Tools
 from shem.provider.exeunit.unit import ExeUnit, UnitPlan
-from shem.provider.offering import TASK_PACKAGE
+from shem.provider.offering import RUNTIME_NAME, TASK_PACKAGE
 from shem.provider.waiting import wait_until
 from shem.runtimes.base import Limits
 from shem.wire.market import Agreement
@@ -214,10 +214,13 @@ class Deal:
         desk, used = self._desk, partial(self.bill.used, activity_id)
         plan = UnitPlan(
             activity_id=activity_id,
-            package=str(self.agreement.demand.properties.get(TASK_PACKAGE, "")),
-            limits=limits_of(self._resources),
+            place=Place(
+                package=str(self.agreement.demand.properties.get(TASK_PACKAGE, "")),
+                runtime=str(self.agreement.offer.properties.get(RUNTIME_NAME, "")),
+                limits=limits_of(self._resources),
+                directory=desk.units_dir,
+            ),
             usage_vector=self.bill.terms.pricing.usage_vector,
-            directory=desk.units_dir,
         )
         unit = ExeUnit(plan, desk.tools, ExeUnitLink(desk.http, activity_id), desk.clock, on_usage=used)
         self._units[activity_id] = unit

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Enforced = Literal["hard", "polled", "none"]
 EntryKind = Literal["file", "dir", "link", "other"]
 
+HOSTNAME = "shem"
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -72,7 +73,7 @@ class Rootfs(msgspec.Struct, frozen=True, kw_only=True):
     ``userxattr``). Drivers never write into them."""
     config: ImageConfig
     digest: str
-    """Names the image: ``sha256:<hex>`` of its manifest."""
+    """Names the image: ``sha256:<hex>`` of its manifest, or ``sha3:<hex>`` of the image file."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,11 +181,13 @@ class Driver(Protocol):
         *,
         directory: Path,
         volumes: Mapping[str, Path],
+        hostname: str = HOSTNAME,
     ) -> Sandbox:
         """Start a sandbox and wait for its agent.
 
         ``directory`` is the sandbox's own on the host (made when missing, emptied by ``destroy``); ``volumes`` maps
-        absolute paths inside to directories of the host, mounted writable. Raises :class:`SandboxFailed`.
+        absolute paths inside to directories of the host, mounted writable; ``hostname`` is what the
+        sandbox calls itself. Raises :class:`SandboxFailed`.
         """
 
     async def recover(self, directory: Path) -> None:

@@ -15,10 +15,11 @@ import pytest
 import zstandard
 from aiohttp import web
 
+from shem.cogs.addresses import is_public
 from shem.cogs.ociformat import host_architecture, sha256_digest
 from shem.errors import ShemError
 from shem.runtimes.images.errors import RegistryUnreachable
-from shem.runtimes.images.registry import Registries, RegistryConfig, _Deadline, _is_public
+from shem.runtimes.images.registry import Registries, RegistryConfig, _Deadline
 from shem.runtimes.images.store import ImageStore, StoreLimits
 from shem.terms.images import RegistryImage, parse_reference
 
@@ -142,11 +143,11 @@ async def test_clear_text_and_private_addresses_must_be_allowed(kit: Any, regist
 
 def test_public_addresses() -> None:
     for host in ("8.8.8.8", "example.org", "2606:4700::1111"):
-        assert _is_public(host)
+        assert is_public(host)
     for host in ("10.1.1.1", "192.168.0.1", "100.64.0.1", "0.0.0.0", "::", "fe80::1%eth0", "fc00::1", "224.0.0.1"):
-        assert not _is_public(host)
+        assert not is_public(host)
     for host in ("::ffff:127.0.0.1", "2002:7f00:1::"):
-        assert not _is_public(host)
+        assert not is_public(host)
 
 
 def redirect(to: str) -> Callable[[web.Request], web.StreamResponse | None]:

@@ -74,7 +74,10 @@ class Commands:
             case Transfer():
                 progress = _Progress(self._link, batch_id, index, command.progress)
                 transfers = Transfers(
-                    self._machine.running.guest, self._files, max_bytes=self._machine.limits.disk_bytes
+                    self._machine.running.guest,
+                    self._files,
+                    max_bytes=self._machine.limits.disk_bytes,
+                    check_path=self._machine.check_path,
                 )
                 await progress.during(transfers.run(command, progress.moved))
             case _:

@@ -66,11 +66,14 @@ class Inside(msgspec.Struct, frozen=True):
 class Transfers:
     """Carries out transfers for one sandbox."""
 
-    def __init__(self, guest: GuestAgent, files: FilesApi, *, max_bytes: int) -> None:
+    def __init__(
+        self, guest: GuestAgent, files: FilesApi, *, max_bytes: int, check_path: Callable[[str], None]
+    ) -> None:
         """``max_bytes`` bounds what one transfer may bring in: the sandbox's disk."""
         self._guest = guest
         self._files = files
         self._max_bytes = max_bytes
+        self._check_path = check_path
 
     async def run(self, command: Transfer, report: Report) -> None:
         """Carry out one command. Raises :class:`CommandFailed`."""
@@ -83,8 +86,10 @@ class Transfers:
         try:
             match source, target:
                 case Remote(), Inside():
+                    self._check_path(target.path)
                     await self._bring(source, target.path, command.format, report)
                 case Inside(), Remote():
+                    self._check_path(source.path)
                     await self._send(source.path, target, command.format, report)
                 case _:
                     raise CommandFailed(UNSUPPORTED, "one end of a transfer must be in the container, the other not")

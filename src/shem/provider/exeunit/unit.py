@@ -14,7 +14,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -26,9 +25,9 @@ from shem.errors import ShemError
 from shem.provider.exeunit.capture import OutputBudget
 from shem.provider.exeunit.commands import Commands
 from shem.provider.exeunit.failures import CANCELLED, OUT_OF_MEMORY, SANDBOX_DIED, CommandFailed, as_failure
-from shem.provider.exeunit.machine import Machine, Tools
+from shem.provider.exeunit.machine import Machine, Place, Tools
 from shem.provider.exeunit.meter import Meter
-from shem.runtimes.base import GuestBroken, Limits, Sandbox, SandboxFailed
+from shem.runtimes.base import GuestBroken, Sandbox, SandboxFailed
 from shem.terms.script import Command, Terminate, order_error, parse_commands, state_after
 from shem.wire.exeunit import Cancel, Destroy, Execute, Finished, Started
 
@@ -48,11 +47,8 @@ class UnitPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What one unit is to run, all of it from the agreement."""
 
     activity_id: str
-    package: str
-    limits: Limits
+    place: Place
     usage_vector: tuple[str, ...]
-    directory: Path
-    """Where sandboxes are made; shared by all units."""
 
 
 class UnitEnd(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,8 +75,8 @@ class ExeUnit:
         self._link = link
         self._clock = clock
         self._on_usage = on_usage
-        self._meter = Meter(clock, plan.usage_vector, threads=plan.limits.cpus)
-        self._machine = Machine(plan.activity_id, plan.package, plan.limits, plan.directory, tools, self._meter)
+        self._meter = Meter(clock, plan.usage_vector, threads=plan.place.limits.cpus)
+        self._machine = Machine(plan.activity_id, plan.place, tools, self._meter)
         self._commands = Commands(self._machine, tools.files, link, self._watch)
         self._scope = TaskScope(f"unit {plan.activity_id[:8]}")
         self._state = "New"
@@ -253,7 +249,7 @@ class ExeUnit:
 
     def _cause_of_death(self, sandbox: Sandbox, reason: str) -> CommandFailed:
         if sandbox.usage().oom_kills:
-            limit = self._plan.limits.memory_bytes >> 20
+            limit = self._plan.place.limits.memory_bytes >> 20
             return CommandFailed(
                 OUT_OF_MEMORY, f"the sandbox used more than {limit} MiB (limit) and was killed: {reason}"
             )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from shem.runtimes.base import Limits, SandboxFailed
-from shem.runtimes.host.furnish import AGENT, HOSTNAME
+from shem.runtimes.host.furnish import AGENT
 
 MASKED = [
     f"/proc/{name}"
@@ -25,12 +25,14 @@ SINGLE_UID_CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID")
 MANY_UID_CAPABILITIES = (*SINGLE_UID_CAPABILITIES, "KILL", "SETGID", "SETUID", "NET_BIND_SERVICE", "SYS_CHROOT")
 
 
-def namespaces(*, own_userns: bool, capabilities: Sequence[str], seccomp_fd: int, info_fd: int) -> list[str]:
+def namespaces(
+    *, own_userns: bool, hostname: str, capabilities: Sequence[str], seccomp_fd: int, info_fd: int
+) -> list[str]:
     """Everything but the file systems."""
     arguments = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
     if own_userns:
         arguments += ["--unshare-user", "--disable-userns", "--uid", "0", "--gid", "0"]
-    arguments += ["--as-pid-1", "--die-with-parent", "--hostname", HOSTNAME, "--clearenv", "--cap-drop", "ALL"]
+    arguments += ["--as-pid-1", "--die-with-parent", "--hostname", hostname, "--clearenv", "--cap-drop", "ALL"]
     for capability in capabilities:
         arguments += ["--cap-add", f"CAP_{capability}"]
     return [*arguments, "--seccomp", str(seccomp_fd), "--info-fd", str(info_fd)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from shem.errors import ShemError
-from shem.runtimes.base import Capabilities, Enforced, Limits, Rootfs, SandboxFailed
+from shem.runtimes.base import HOSTNAME, Capabilities, Enforced, Limits, Rootfs, SandboxFailed
 from shem.runtimes.bwrap.binary import MINIMUM, find_bwrap
 from shem.runtimes.bwrap.sandbox import BwrapSandbox, remove_files
 from shem.runtimes.host.canary import LIMITS, run_canary
@@ -47,7 +47,14 @@ class BwrapDriver:
         )
 
     async def create(
-        self, sandbox_id: str, rootfs: Rootfs, limits: Limits, *, directory: Path, volumes: Mapping[str, Path]
+        self,
+        sandbox_id: str,
+        rootfs: Rootfs,
+        limits: Limits,
+        *,
+        directory: Path,
+        volumes: Mapping[str, Path],
+        hostname: str = HOSTNAME,
     ) -> BwrapSandbox:
         """See :class:`~shem.runtimes.base.Driver`."""
         bwrap = find_bwrap()
@@ -63,7 +70,7 @@ class BwrapDriver:
             remove_files(directory)
             directory.mkdir(exist_ok=True)
             sandbox = BwrapSandbox(bwrap, directory, slot, may_watch_disk=self._may_watch_disk)
-            await sandbox.start(rootfs, limits, volumes)
+            await sandbox.start(rootfs, limits, volumes, hostname)
         except BaseException:
             if sandbox is not None:
                 await sandbox.destroy()

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from shem.runtimes.base import GuestBroken, Limits, Rootfs, SandboxFailed, SandboxUsage
+from shem.runtimes.base import HOSTNAME, GuestBroken, Limits, Rootfs, SandboxFailed, SandboxUsage
 from shem.runtimes.bwrap import command
 from shem.runtimes.guest.binary import agent_binary, architecture
 from shem.runtimes.guest.client import GuestAgent
@@ -59,6 +59,7 @@ class BwrapSandbox:
     def __init__(self, bwrap: Path, directory: Path, slot: Slot | None, *, may_watch_disk: bool) -> None:
         self._bwrap = bwrap
         self._directory = directory
+        self._hostname = HOSTNAME
         self._stage = Stage(slot, directory, may_watch_disk=may_watch_disk) if slot else None
         group = Cgroup(slot.name) if slot else None
         self._cgroup = group if group and group.version else None
@@ -92,8 +93,11 @@ class BwrapSandbox:
         """Whether the kernel enforces CPU, be it in whole CPUs only."""
         return self._cgroup is not None or self._cpus is not None
 
-    async def start(self, rootfs: Rootfs, limits: Limits, volumes: Mapping[str, Path]) -> None:
+    async def start(
+        self, rootfs: Rootfs, limits: Limits, volumes: Mapping[str, Path], hostname: str = HOSTNAME
+    ) -> None:
         """Lay out, start, and wait for the agent; the caller destroys us when this fails."""
+        self._hostname = hostname
         command.check_mount_points(rootfs.layers, volumes)
         if self._stage is not None:
             await self._stage.build(rootfs, limits, volumes)
@@ -111,7 +115,7 @@ class BwrapSandbox:
         assert self._process is not None
         self._life.watch(self._process.wait(), "The sandbox's first process has ended", "process")
         await self._watch(limits)
-        await furnish(self._guest)
+        await furnish(self._guest, hostname)
 
     async def _spawn_as_root(self, stage: Stage, limits: Limits) -> None:
         entries: list[Path] = []
@@ -147,7 +151,11 @@ class BwrapSandbox:
             os.write(seccomp, program)
             os.lseek(seccomp, 0, os.SEEK_SET)
             options = command.namespaces(
-                own_userns=self._stage is None, capabilities=capabilities, seccomp_fd=seccomp, info_fd=info_write
+                own_userns=self._stage is None,
+                hostname=self._hostname,
+                capabilities=capabilities,
+                seccomp_fd=seccomp,
+                info_fd=info_write,
             )
             with (self._directory / "bwrap.log").open("wb") as log:
                 self._process = await asyncio.create_subprocess_exec(

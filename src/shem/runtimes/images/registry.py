@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import ipaddress
 import re
 import socket
 from collections.abc import AsyncIterator, Mapping
@@ -23,6 +22,7 @@ import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from shem.cogs.addresses import is_public
 from shem.cogs.decoding import DECODE_ERRORS
 from shem.cogs.ociformat import (
     INDEXES,
@@ -93,7 +93,7 @@ class _Guard(AbstractResolver):
         found = await self._inner.resolve(host, port, family)
         if host in self._insecure or f"{host}:{port}" in self._insecure:
             return found
-        public = [each for each in found if _is_public(each["host"])]
+        public = [each for each in found if is_public(each["host"])]
         if found and not public:
             raise _private(host)
         return public
@@ -254,7 +254,7 @@ class Registries:
                 raise RegistryNotAllowed(
                     f"{authority} would be spoken to in the clear", hint=f"only https, unless {_INSECURE}"
                 )
-            if not _is_public(url.host or ""):
+            if not is_public(url.host or ""):
                 raise _private(authority)
         return await self._session.get(url, headers=headers, allow_redirects=False, **options)
 
@@ -342,16 +342,6 @@ def _bare(authority: str) -> str:
 
 def _private(host: str) -> RegistryNotAllowed:
     return RegistryNotAllowed(f"{host} is in a private network", hint=f"not spoken to, unless {_INSECURE}")
-
-
-def _is_public(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return True  # a name: checked when it is resolved
-    if isinstance(address, ipaddress.IPv6Address):
-        address = address.ipv4_mapped or address.sixtofour or address
-    return address.is_global and not address.is_multicast
 
 
 def _already_had(response: aiohttp.ClientResponse, start: int, host: str) -> int:

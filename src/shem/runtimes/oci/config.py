@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from shem.runtimes.base import DEFAULT_PATH, Limits
+from shem.runtimes.base import DEFAULT_PATH, HOSTNAME, Limits
 from shem.runtimes.guest.binary import architecture
 from shem.runtimes.host.cgroups import CPU_PERIOD_US
-from shem.runtimes.host.furnish import AGENT, HOSTNAME
+from shem.runtimes.host.furnish import AGENT
 from shem.runtimes.host.slots import UIDS
 from shem.runtimes.host.stage import Stage
 from shem.runtimes.seccomp.oci import render
@@ -39,7 +39,9 @@ READ_ONLY = [f"/proc/{name}" for name in ("bus", "fs", "irq", "sys", "sysrq-trig
 _HIDDEN = ["nosuid", "noexec", "nodev"]
 
 
-def configuration(stage: Stage, limits: Limits, cgroup_path: str, agent_settings: list[str]) -> dict[str, Any]:
+def configuration(
+    stage: Stage, limits: Limits, cgroup_path: str, agent_settings: list[str], hostname: str = HOSTNAME
+) -> dict[str, Any]:
     """``config.json`` as a value."""
     mapping = [{"containerID": 0, "hostID": stage.slot.uid, "size": UIDS}]
     return {
@@ -56,7 +58,7 @@ def configuration(stage: Stage, limits: Limits, cgroup_path: str, agent_settings
             "oomScoreAdj": 0,
         },
         "root": {"path": str(stage.rootfs), "readonly": False},
-        "hostname": HOSTNAME,
+        "hostname": hostname,
         "mounts": _mounts(stage, limits),
         "linux": {
             "namespaces": [{"type": kind} for kind in ("user", "pid", "ipc", "uts", "mount", "network", "cgroup")],

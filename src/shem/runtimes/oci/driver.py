@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from shem.errors import ShemError
-from shem.runtimes.base import Capabilities, Enforced, Limits, Rootfs, SandboxFailed, SandboxUsage
+from shem.runtimes.base import HOSTNAME, Capabilities, Enforced, Limits, Rootfs, SandboxFailed, SandboxUsage
 from shem.runtimes.guest.client import GuestAgent
 from shem.runtimes.host import cgroups
 from shem.runtimes.host.canary import LIMITS, run_canary
@@ -61,21 +61,23 @@ class OciSandbox:
         """Whether the kernel enforces the size of the disk."""
         return self._stage.hard_disk
 
-    async def start(self, rootfs: Rootfs, limits: Limits, volumes: Mapping[str, Path]) -> None:
+    async def start(
+        self, rootfs: Rootfs, limits: Limits, volumes: Mapping[str, Path], hostname: str = HOSTNAME
+    ) -> None:
         """Lay out, start, and wait for the agent; the caller destroys us when this fails."""
         await self._stage.build(rootfs, limits, volumes)
         settings = [f"nofile={limits.open_files}"]
         if (upper := self._stage.plain_upper) is not None:
             settings.append(f"fsize={limits.disk_bytes}")
             self._disk = DiskWatch(upper, limits.disk_bytes)
-        config = configuration(self._stage, limits, self._cgroup.path, settings)
+        config = configuration(self._stage, limits, self._cgroup.path, settings, hostname)
         (self._directory / "config.json").write_text(json.dumps(config))
         self._socket, theirs = socket.socketpair()
         with theirs:
             await uninterrupted(self._run(theirs))
         assert self._init is not None
         self._guest = await GuestAgent.attach(self._socket, oom_kills=self._cgroup.oom_kills)
-        await furnish(self._guest)
+        await furnish(self._guest, hostname)
         self._life.watch(self._init.wait(), "The sandbox's first process has ended", "init")
         if self._disk is not None:
             self._life.watch(self._disk.wait_exceeded(), "", "disk")
@@ -141,7 +143,14 @@ class OciDriver:
         )
 
     async def create(
-        self, sandbox_id: str, rootfs: Rootfs, limits: Limits, *, directory: Path, volumes: Mapping[str, Path]
+        self,
+        sandbox_id: str,
+        rootfs: Rootfs,
+        limits: Limits,
+        *,
+        directory: Path,
+        volumes: Mapping[str, Path],
+        hostname: str = HOSTNAME,
     ) -> OciSandbox:
         """See :class:`~shem.runtimes.base.Driver`."""
         runtime = self._runtime()
@@ -151,7 +160,7 @@ class OciDriver:
             await self._sweep(slot)
             directory.mkdir(parents=True, exist_ok=True)
             sandbox = OciSandbox(runtime, slot, directory, may_watch_disk=self._may_watch_disk)
-            await sandbox.start(rootfs, limits, volumes)
+            await sandbox.start(rootfs, limits, volumes, hostname)
         except BaseException:
             if sandbox is not None:
                 await sandbox.destroy()
