@@ -40,6 +40,8 @@ PROVIDER_CODE = "golem.provider.code"
 MAX_ACTIVITIES = 64
 """Running at once on one agreement."""
 _RETRY_S = 1.0
+_LAST_RETRY_S = 60.0
+_FINAL_NOTE_TRIES = 100
 _TMP_SHARE = 4
 """The part of its memory that a sandbox may use as ``/dev/shm``: a fourth, at most 64 MiB."""
 
@@ -102,6 +104,8 @@ class Deal:
             return
         if self._end is not None:
             raise Refused("the agreement is ending", code="agreement_ending")
+        if self._tasks and not self.bill.terms.multi_activity:
+            raise Refused("the demand was for one activity", code="single_activity")
         if len(self.running) >= MAX_ACTIVITIES:
             raise Refused(f"{MAX_ACTIVITIES} activities run on this agreement already", code="too_many_activities")
         self.bill.activity_began(activity_id, self._desk.clock.now())
@@ -202,11 +206,26 @@ class Deal:
         assert end is not None
         log.info("agreement %s ends: %s (%s)", self.agreement_id, end.message, end.code)
         if self._ours:
-            await terminate(self._desk.market, self.agreement_id, end)
-        notes = [await self._send(order) for order in self.bill.final_notes(self._desk.clock.now())]
-        if sending := [note for note in notes if note is not None]:
-            await asyncio.wait(sending)
+            pause = _RETRY_S
+            while not await terminate(self._desk.market, self.agreement_id, end):
+                await self._desk.clock.sleep(pause)
+                pause = min(_LAST_RETRY_S, pause * 2)
+        await self._send_final_notes()
         await self._desk.accountant.invoice_once(self.agreement_id, self.bill, self._began)
+
+    async def _send_final_notes(self) -> None:
+        """Until the own node has them all; returns when the requestor has them too, or after a few seconds.
+
+        Not for ever: the invoice asks for the same sums.
+        """
+        sending: list[asyncio.Task[None]] = []
+        for _ in range(_FINAL_NOTE_TRIES):
+            if not (orders := self.bill.final_notes(self._desk.clock.now())):
+                break
+            notes = [await self._send(order) for order in orders]
+            sending += [note for note in notes if note is not None]
+        if sending:
+            await asyncio.wait(sending)
 
     # activities
 
@@ -246,11 +265,16 @@ def limits_of(resources: Resources) -> Limits:
     )
 
 
-async def terminate(market: MarketApi, agreement_id: str, end: EndAgreement) -> None:
-    """End an agreement with a reason; one that has ended already is left as it is."""
+async def terminate(market: MarketApi, agreement_id: str, end: EndAgreement) -> bool:
+    """End an agreement with a reason; one that has ended already is left as it is.
+
+    ``False`` when the own node was away: then it should be tried again.
+    """
     try:
         await market.terminate(agreement_id, {"message": end.message, PROVIDER_CODE: end.code})
+    except (PeerFailed, TimeoutError) as error:
+        log.warning("agreement %s is not terminated yet: %s", agreement_id, error)
+        return False
     except ShemError as error:
         log.info("agreement %s: %s", agreement_id, error)
-    except TimeoutError:
-        log.warning("agreement %s: the node did not answer to its termination", agreement_id)
+    return True

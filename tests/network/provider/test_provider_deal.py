@@ -268,3 +268,36 @@ async def test_a_provider_away_is_an_error_not_a_wait(world: World) -> None:
         rental = await requestor.rent(world.package)
     with pytest.raises((PeerFailed, Refused)):
         await rental.create()
+
+
+async def test_an_end_while_the_own_node_is_away_is_made_up_for(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    requestor = world.requestor
+    async with world.agent() as agent:
+        rental = await requestor.rent(world.package)
+        deal = agent.deals[rental.agreement_id]
+        await world.bob.stop()
+        caplog.clear()
+        deal.stop("NoActivity", "nothing happens")
+
+        async def tried() -> bool:
+            return any(
+                record.name == "shem.provider.deal" and record.levelname == "WARNING" for record in caplog.records
+            )
+
+        await until(tried)
+        await world.bob.start()
+        assert (await requestor.ended(rental.agreement_id, timeout_s=30))["golem.provider.code"] == "NoActivity"
+        assert (await requestor.invoice(rental.agreement_id, timeout_s=30)).amount == "0"
+    assert len(await requestor.invoices(rental.agreement_id)) == 1
+
+
+async def test_a_demand_for_one_activity_gets_no_second(world: World) -> None:
+    requestor = world.requestor
+    async with world.agent():
+        rental = await requestor.rent(world.package, **{"golem.srv.caps.multi-activity": False})
+        await rental.create()
+        with pytest.raises((Refused, PeerFailed, TimeoutError)):
+            await requestor.activities.create(rental.agreement_id, timeout_s=5)
+        assert await rental.state() != "Terminated"
+        await requestor.end(rental)
+        assert (await requestor.invoice(rental.agreement_id)).activity_ids
