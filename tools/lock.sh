@@ -6,8 +6,8 @@ options=(--quiet --universal --python-version 3.11 --generate-hashes --no-emit-i
 .venv/bin/uv pip compile "${options[@]}" --extra devnet --group test --group check pyproject.toml -o requirements/dev.txt
 echo uv | .venv/bin/uv pip compile "${options[@]}" - -o requirements/uv.txt
 # Golem's Python clients and its daemon, each for an environment of its own: their requirements exclude each other.
-# yapapi imports pkg_resources, which setuptools has not had since 82, and names no version.
-for program in "yapapi==0.13.1 setuptools<81" golem-core==0.7.8 golem-node==0.16.0; do
+# Both clients import pkg_resources (golem-core by its textX), which setuptools has not had since 82, and name no version.
+for program in "yapapi==0.13.1 setuptools<81" "golem-core==0.7.8 setuptools<81" golem-node==0.16.0; do
   printf '%s\n' $program | .venv/bin/uv pip compile "${options[@]}" - -o "requirements/interop-${program%%=*}.txt"
 done
 if command -v npm >/dev/null; then
