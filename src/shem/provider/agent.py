@@ -122,7 +122,7 @@ class ProviderAgent:
         self.node_id = str(me["identity"])
         chosen = await choose_driver(config)
         self._driver_name = chosen.driver.name
-        self._runtimes = choose_runtimes(config)
+        self._runtimes = await choose_runtimes(config)
         hardware = detect(config.data_dir)
         self._capacity = Capacity(plan(hardware, config.limits, config.share))
         accounts = [

@@ -205,5 +205,9 @@ def _check(config: ProviderConfig) -> None:
         low, high = getattr(rules, name)
         if not 0 < low <= high:
             raise Misconfigured(f"rules.{name} must be a range of positive seconds", code="bad_rule")
-    if not config.subnet or len(config.subnet) > 128 or any(c in config.subnet for c in "()*\n"):
-        raise Misconfigured(f"subnet {config.subnet!r} cannot be used in a constraint", code="bad_subnet")
+    if not re.fullmatch(r"[A-Za-z0-9_.:;/ -]{1,128}", config.subnet) or config.subnet != config.subnet.strip():
+        raise Misconfigured(
+            f"subnet {config.subnet!r} cannot be used in a constraint",
+            code="bad_subnet",
+            hint="letters, digits, spaces and _.:;/- can, as every requestor reads them",
+        )

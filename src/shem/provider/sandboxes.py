@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import shutil
 
 import msgspec
 
@@ -12,6 +12,7 @@ from shem.provider.capacity import GIB
 from shem.provider.config import ProviderConfig
 from shem.provider.offering import VM, Runtime
 from shem.runtimes.base import Capabilities, Driver
+from shem.runtimes.images.gvmi import gvmi_available
 from shem.runtimes.images.registry import RegistryConfig
 from shem.runtimes.images.store import ImageStore, StoreLimits
 from shem.runtimes.select import DRIVERS
@@ -54,12 +55,12 @@ async def choose_driver(config: ProviderConfig) -> Chosen:
     )
 
 
-def choose_runtimes(config: ProviderConfig) -> tuple[Runtime, ...]:
+async def choose_runtimes(config: ProviderConfig) -> tuple[Runtime, ...]:
     """Those of the owner's that work here.
 
     Raises ``Misconfigured`` (``no_runtime``) when none does.
     """
-    if VM not in config.runtimes or (reason := _no_gvmi()) is None:
+    if VM not in config.runtimes or (reason := await asyncio.to_thread(gvmi_available)) is None:
         return config.runtimes
     others = tuple(name for name in config.runtimes if name != VM)
     if not others:
@@ -70,10 +71,6 @@ def choose_runtimes(config: ProviderConfig) -> tuple[Runtime, ...]:
         )
     log.warning("the runtime vm is not offered: %s", reason)
     return others
-
-
-def _no_gvmi() -> str | None:
-    return None if shutil.which("sqfs2tar") else "the program sqfs2tar is missing"
 
 
 def open_image_store(config: ProviderConfig) -> ImageStore:

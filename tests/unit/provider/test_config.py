@@ -67,6 +67,8 @@ def test_agents_that_share_a_machine_have_image_directories_of_their_own(tmp_pat
         ("[[presets]]\nname = 'a'\ncpu_per_hour = '1.0000000000000000001'", "cpu_per_hour"),
         ("[rules]\ninterval_range_s = [10, 5]", "interval_range_s"),
         ("subnet = 'a)(b'", "subnet"),
+        ("subnet = 'a@b'", "subnet"),
+        ("subnet = ''", "subnet"),
         ("share = 0", "share"),
         ("runtimes = []", "runtimes"),
         ("runtimes = ['vm', 'vm']", "runtimes"),
