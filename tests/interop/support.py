@@ -206,13 +206,14 @@ class Clients:
         ]
         return program
 
-    async def start_python(self, client: str, script: str | Path, *args: str, **options: Any) -> Program:
-        """Start a program of ours (relative to this directory), or one shipped in the package, with a Python client."""
+    async def start_python(self, client: str, *argv: str, **options: Any) -> Program:
+        """Start Python with a client: a program of ours (relative to this directory), or ``-m`` and a module, ``-c`` and code."""
         python = client_of(client) / "bin" / "python"
-        path = HERE / script
-        name = f"{client} {path.relative_to(HERE).name if path.is_relative_to(HERE) else path.name}"
+        script, *args = argv
+        program = [script, *args] if script.startswith("-") else [HERE / script, *args]
+        name = " ".join([client, Path(script).name, *args[:1]])
         env = {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": "default", **options.pop("env", {})}
-        return await self.start([python, path, *args], name=name, env=env, **options)
+        return await self.start([python, *program], name=name, env=env, **options)
 
     async def run_python(
         self,

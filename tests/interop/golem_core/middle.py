@@ -1,0 +1,37 @@
+"""The program ends an activity, then an agreement, while a command runs."""
+
+import asyncio
+
+from common import agree, ready, run
+from golem.node import GolemNode
+from golem.pipeline import DefaultPaymentHandler
+from golem.resources import BatchError, BatchTimeoutError, Run
+
+
+async def main():
+    told = {}
+    async with GolemNode() as golem:
+        allocation = await golem.create_allocation(1)
+        payments = DefaultPaymentHandler(golem, allocation)
+        await payments.start()
+        for what in ("activity", "agreement"):
+            agreement = await agree(golem, allocation)
+            activity = await ready(await agreement.create_activity())
+            batch = await activity.execute_commands(Run("echo started; sleep 1000"))
+            try:
+                await batch.wait(1)
+            except BatchTimeoutError:
+                told[what] = ["still running"]
+            await (activity.destroy() if what == "activity" else agreement.terminate("in the middle"))
+            async with asyncio.timeout(30):
+                try:
+                    await batch.wait()
+                except BatchError:
+                    told[what].append("failed")
+            told[what].append((await activity.get_state()).state[0])
+        await payments.terminate_agreements()
+        await payments.wait_for_invoices(30)
+    return told
+
+
+run(main())
