@@ -206,7 +206,9 @@ class Requestor:
         self.allocation = ""
 
     async def demand(self, package: str, **changes: Any) -> tuple[str, dict[str, Any], str]:
-        """Publish a demand. ``changes`` are properties with ``__`` for ``.`` left out; ``None`` removes."""
+        """Publish a demand: for runtime ``vm`` when the package is a Golem image, else ``oci``. ``changes`` are properties;
+        ``None`` removes one."""
+        runtime, small = ("vm", "(golem.inf.mem.gib<=0.5)") if package.startswith("hash:") else ("oci", "")
         if not self.allocation:
             made = await self.payment.create_allocation(
                 NewAllocation(total_amount="100", make_deposit=False, payment_platform=PLATFORM.platform)
@@ -226,7 +228,9 @@ class Requestor:
             "golem.com.payment.chosen-platform": PLATFORM.platform,
         }
         properties = {name: value for name, value in (properties | changes).items() if value is not None}
-        constraints = f"(&(golem.node.debug.subnet=test)(golem.runtime.name=oci){''.join(decorations.constraints)})"
+        constraints = (
+            f"(&(golem.node.debug.subnet=test)(golem.runtime.name={runtime}){small}{''.join(decorations.constraints)})"
+        )
         demand_id = await self.market.subscribe_demand(properties, constraints)
         return demand_id, properties, constraints
 

@@ -44,7 +44,8 @@ async def fresh(shop: World) -> AsyncIterator[Rental]:
 def failed(result: CommandResult, code: str) -> str:
     assert result.result == "Error", result
     assert result.message is not None
-    assert result.message.startswith(f"{code}: "), result.message
+    words = {"nonzero_exit": "ExeScript command exited with code ", "path_not_found": "path not found in container: "}
+    assert result.message.startswith(words.get(code, f"{code}: ")), result.message
     assert result.is_batch_finished
     return result.message
 
@@ -103,7 +104,7 @@ async def test_environment_and_working_directory_of_the_image(rental: Rental) ->
 
 async def test_the_number_of_a_failure(rental: Rental) -> None:
     result = await rental.shell("echo so far; exit 7")
-    assert failed(result, "nonzero_exit") == "nonzero_exit: ExeScript command exited with code 7"
+    assert failed(result, "nonzero_exit") == "ExeScript command exited with code 7"
     assert result.stdout == "so far\n"
 
 
