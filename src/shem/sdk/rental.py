@@ -280,7 +280,10 @@ class _Book:
 
 
 def failure_code(result: Result) -> str:
-    """The stable code at the head of a failure's message (``out_of_memory: …``); ``nonzero_exit`` without one."""
+    """The stable code at the head of a failure's message (``out_of_memory: …``); ``nonzero_exit`` without one. A path that
+    is not there is known by the words that all providers use."""
+    if result.message.startswith("path not found in container:"):
+        return "path_not_found"
     head, colon, _ = result.message.partition(":")
     if colon and head and head.replace("_", "").isalpha() and head.islower():
         return head

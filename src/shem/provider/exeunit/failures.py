@@ -2,8 +2,8 @@
 
 A result carries a return code and one line of text. The text begins with a stable code and a colon
 (``out_of_memory: the command used more than …``), so that programs can tell failures apart while people, and clients
-that know nothing of codes, read a sentence. Errors of the order of commands keep the words that existing clients know,
-without a code.
+that know nothing of codes, read a sentence. What existing clients know by its words keeps them, without a code: errors of
+the order of commands, a program's exit code, a path that is not there.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ UNSUPPORTED = "unsupported"
 NO_ENTRYPOINT = "no_entrypoint"
 
 
+_KNOWN_WORDS = ("ExeScript command exited with code", "path not found in container:")
+
+
 class CommandFailed(WorkFailed):
     """A command of a script did not succeed. ``return_code`` is never 0; an empty ``code`` leaves the bare text."""
 
@@ -44,7 +47,8 @@ class CommandFailed(WorkFailed):
     @property
     def line(self) -> str:
         """What the result's ``message`` says."""
-        text = f"{self.code}: {self.message}" if self.code else self.message
+        known = not self.code or self.message.startswith(_KNOWN_WORDS)
+        text = self.message if known else f"{self.code}: {self.message}"
         return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
 
 

@@ -74,7 +74,8 @@ def parse_size(text: object) -> int:
     whole, part, letter, binary = match.groups()
     decimal = not binary and words.strip().lower().endswith("b")
     unit: int = (1000 if decimal else 1024) ** _POWERS[letter.lower()]
-    return int(whole) * unit + int(part or 0) * unit // 10 ** len(part or "")
+    fraction: int = 10 ** len(part or "")
+    return int(whole) * unit + int(part or 0) * unit // fraction
 
 
 def _check_kind(path: str, kind: Mapping[str, Any], disk_bytes: int) -> None:
