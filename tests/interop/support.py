@@ -27,6 +27,7 @@ import aiohttp
 import pytest
 
 from shem.cogs.tasks import TaskScope
+from shem.runtimes.bwrap.binary import find_bwrap
 from shem.testing.devnet import Devnet, DevNode
 
 ROOT = Path(__file__).parents[2]
@@ -251,14 +252,14 @@ class Clients:
 
     def _elsewhere(self, hosts: Mapping[str, str]) -> list[str]:
         """A private /etc/hosts for the program; and no resolver, so that no name is asked for outside."""
-        bwrap = shutil.which("bwrap")
+        bwrap = find_bwrap()
         if bwrap is None:
             pytest.skip("bwrap is not installed: names cannot be redirected for one process")
         private = self.scratch / f"hosts-{secrets.token_hex(4)}"
         private.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in hosts.items()))
         resolver = self.scratch / "resolv.conf"
         resolver.write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
-        bind = [bwrap, "--dev-bind", "/", "/", "--ro-bind", str(private), "/etc/hosts"]
+        bind = [str(bwrap), "--dev-bind", "/", "/", "--ro-bind", str(private), "/etc/hosts"]
         return [*bind, "--ro-bind", str(resolver), str(Path("/etc/resolv.conf").resolve()), "--"]
 
     async def close(self) -> None:

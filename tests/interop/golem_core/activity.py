@@ -1,8 +1,7 @@
 """By hand: one agreement, two activities one after the other, several batches, results command by command, a failure."""
 
-from common import agree, ready, run
+from common import Payments, agree, ready, run
 from golem.node import GolemNode
-from golem.pipeline import DefaultPaymentHandler
 from golem.resources import CommandCancelled, CommandFailed, Run, Script
 
 
@@ -29,7 +28,7 @@ async def main():
     told = {}
     async with GolemNode() as golem:
         allocation = await golem.create_allocation(1)
-        payments = DefaultPaymentHandler(golem, allocation)
+        payments = Payments(golem, allocation)
         await payments.start()
         agreement = await agree(golem, allocation)
         activities = []
@@ -46,8 +45,7 @@ async def main():
                 told["after"] = (await after.wait(60))[0].stdout
             await activity.destroy()
             activities.append(activity.id)
-        await payments.terminate_agreements()
-        await payments.wait_for_invoices(30)
+        await payments.finish(agreement)
         invoice = await agreement.invoice.get_data()
         told["invoiced"] = sorted(invoice.activity_ids) == sorted(activities)
         told["status"] = invoice.status

@@ -3,9 +3,8 @@
 import asyncio
 from decimal import Decimal
 
-from common import agree, ready, run
+from common import Payments, agree, ready, run
 from golem.node import GolemNode
-from golem.pipeline import DefaultPaymentHandler
 from golem.resources import Run
 
 
@@ -22,11 +21,11 @@ async def rental(golem, allocation):
 async def main():
     async with GolemNode() as golem:
         allocation = await golem.create_allocation(Decimal("0.5"))
-        payments = DefaultPaymentHandler(golem, allocation)
+        payments = Payments(golem, allocation)
         await payments.start()
         done = list(await asyncio.gather(rental(golem, allocation), rental(golem, allocation)))
         done.append(await rental(golem, allocation))
-        await payments.wait_for_invoices(30)
+        await payments.finish(*(agreement for _, agreement in done))
         amounts = [Decimal(agreement.invoice.data.amount) for _, agreement in done]
         data = await allocation.get_data(force=True)
         listed = [a.id for a in await golem.allocations()]

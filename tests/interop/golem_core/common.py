@@ -19,7 +19,7 @@ from golem.managers import (
 )
 from golem.node import GolemNode
 from golem.payload import RepositoryVmPayload
-from golem.resources import Activity, Agreement, Deploy, Proposal, Start
+from golem.resources import Activity, Agreement, Allocation, Deploy, Invoice, NewDebitNote, NewInvoice, Proposal, Start
 
 
 def payload() -> RepositoryVmPayload:
@@ -47,6 +47,39 @@ class Managers:
     async def __aexit__(self, *_: object) -> None:
         for manager in (self.agreement, self.proposal, self.demand, self.payment):
             await manager.stop()
+
+
+class Payments:
+    """Accepts every note and every invoice of a session in full. (The package's own handler for this, of its pipeline,
+    cannot be started: it names an event that it does not import.)
+    """
+
+    def __init__(self, golem: GolemNode, allocation: Allocation) -> None:
+        self._golem, self._allocation = golem, allocation
+        self._accepted: dict[str, asyncio.Future[None]] = {}
+
+    async def start(self) -> None:
+        """Listen."""
+        await self._golem.event_bus.on(NewInvoice, self._accept)
+        await self._golem.event_bus.on(NewDebitNote, self._accept)
+
+    async def _accept(self, event: NewInvoice | NewDebitNote) -> None:
+        document = event.resource
+        data = await document.get_data(force=True)
+        if data.status == "RECEIVED":
+            await document.accept_full(self._allocation)
+            await document.get_data(force=True)
+        if isinstance(document, Invoice):
+            self._of(data.agreement_id).set_result(None)
+
+    def _of(self, agreement_id: str) -> asyncio.Future[None]:
+        return self._accepted.setdefault(agreement_id, asyncio.get_running_loop().create_future())
+
+    async def finish(self, *agreements: Agreement) -> None:
+        """End agreements and wait until the invoice of each is accepted."""
+        await asyncio.gather(*(agreement.close_all() for agreement in agreements))
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(self._of(agreement.id) for agreement in agreements))
 
 
 async def draft_of(proposal: Proposal, allocation: Any) -> Proposal:

@@ -2,20 +2,20 @@
 
 import asyncio
 
-from common import agree, ready, run
+from common import Payments, agree, ready, run
 from golem.node import GolemNode
-from golem.pipeline import DefaultPaymentHandler
 from golem.resources import BatchError, BatchTimeoutError, Run
 
 
 async def main():
-    told = {}
+    told, agreements = {}, []
     async with GolemNode() as golem:
         allocation = await golem.create_allocation(1)
-        payments = DefaultPaymentHandler(golem, allocation)
+        payments = Payments(golem, allocation)
         await payments.start()
         for what in ("activity", "agreement"):
             agreement = await agree(golem, allocation)
+            agreements.append(agreement)
             activity = await ready(await agreement.create_activity())
             batch = await activity.execute_commands(Run("echo started; sleep 1000"))
             try:
@@ -29,8 +29,7 @@ async def main():
                 except BatchError:
                     told[what].append("failed")
             told[what].append((await activity.get_state()).state[0])
-        await payments.terminate_agreements()
-        await payments.wait_for_invoices(30)
+        await payments.finish(*agreements)
     return told
 
 

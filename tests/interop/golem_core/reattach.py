@@ -2,9 +2,8 @@
 
 import sys
 
-from common import agree, ready, run
+from common import Payments, agree, ready, run
 from golem.node import GolemNode
-from golem.pipeline import DefaultPaymentHandler
 from golem.resources import Run
 
 SESSION = "reattached"
@@ -24,7 +23,7 @@ async def leave():
 async def join(allocation_id, agreement_id, activity_id, batch_id):
     async with GolemNode(app_session_id=SESSION) as golem:
         allocation = golem.allocation(allocation_id)
-        payments = DefaultPaymentHandler(golem, allocation)
+        payments = Payments(golem, allocation)
         await payments.start()
         agreement = golem.agreement(agreement_id)
         activity = golem.activity(activity_id)
@@ -37,8 +36,7 @@ async def join(allocation_id, agreement_id, activity_id, batch_id):
         note = (await batch.wait(60))[0].stdout
         state = (await activity.get_state()).state[0]
         await activity.destroy()
-        await payments.terminate_agreements()
-        await payments.wait_for_invoices(30)
+        await payments.finish(agreement)
         await allocation.release()
         return {"away": away, "note": note, "state": state, "status": agreement.invoice.data.status}
 
