@@ -33,6 +33,7 @@ from shem.wire.exeunit import Cancel, Destroy, Execute, Finished, Started, Stdou
 
 DURATION, CPU = "golem.usage.duration_sec", "golem.usage.cpu_sec"
 MARKET, ACTIVITY, PAYMENT, OURS = "/market-api/v1", "/activity-api/v1", "/payment-api/v1", "/shem-api/v1"
+NET = "/net-api/v1"
 QUICK_S = 10.0
 """No call of these tests may take longer: a hang is a failure."""
 
@@ -136,6 +137,7 @@ class Deal:
     payment_id: str = ""
     file_id: str = ""
     inbox_id: str = ""
+    network_id: str = ""
     node_id: str = ""
 
     def fill(self, call: Call) -> str:
@@ -147,6 +149,9 @@ class Deal:
             "file_id": self.inbox_id if call.method == "PUT" or "/inbox/" in call.template else self.file_id,
             "id": self._id(call.template),
             "proposal": self.proposals["offer" if "/offers/" in call.template else "demand"],
+            "node": self.node_id,
+            **dict.fromkeys(("ip", "source", "target"), "192.168.0.1"),
+            "port": "22",
         }
         return re.sub(r"{(\w+)}", lambda found: values[found[1]], call.template)
 
@@ -160,6 +165,7 @@ class Deal:
             "debitNotes": self.note_id,
             "invoices": self.invoice_id,
             "payments": self.payment_id,
+            "net": self.network_id,
         }
         noun = template.split("/{id}")[0].rsplit("/", 1)[-1]
         return by_noun.get(noun, "")
@@ -240,6 +246,7 @@ class World:
         async with self.rent.session.post(self.rent.url(f"{OURS}/files"), data=secrets.token_bytes(100)) as answer:
             deal.file_id = (await answer.json())["fileId"]
         deal.inbox_id = (await self.rent.call("POST", f"{OURS}/files/inbox"))["fileId"]
+        deal.network_id = (await self.rent.call("POST", f"{NET}/net", json={"ip": "192.168.0.0/24"}))["id"]
         return deal
 
     async def _agree(self, deal: Deal) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import logging
 import os
 import secrets
@@ -38,6 +39,7 @@ from shem.node.payment.drivers.evm.driver import EvmDriver
 from shem.node.payment.drivers.free import FreeDriver
 from shem.node.payment.drivers.networks import networks_from
 from shem.node.payment.service import Payments
+from shem.node.peer.addresses import BadAddress, parse_address
 from shem.node.peer.iroh import iroh_transport
 from shem.node.peer.network import PeerNetwork
 from shem.node.peer.transport import TransportFactory
@@ -45,10 +47,13 @@ from shem.node.rest import activity as rest_activity
 from shem.node.rest import exeunit as rest_exeunit
 from shem.node.rest import files as rest_files
 from shem.node.rest import market as rest_market
+from shem.node.rest import net as rest_net
 from shem.node.rest import payment as rest_payment
 from shem.node.rest import status as rest_status
 from shem.node.rest.server import build_app, http_log
+from shem.node.vpn.service import Networks
 from shem.version import VERSION
+from shem.wire.net import NetStatus
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +109,7 @@ class Node:
             self.db, self.peers, config.data_dir / "files", clock, spool, may_read=Readers(self.market).may_read
         )
         self.activities = Activities(self.db, self.peers, self.market, clock)
+        self.networks = Networks(self.db, clock)
         drivers: list[PaymentDriver] = [FreeDriver()]
         if networks := networks_from(config.networks):
             drivers.insert(0, EvmDriver(self.db, networks, [self.identity], clock=clock))
@@ -135,6 +141,7 @@ class Node:
             *rest_exeunit.routes(self.activities),
             *rest_files.routes(self.files),
             *rest_payment.routes(self.payments),
+            *rest_net.routes(self.networks, self.net_status),
         ]
         self.rest = build_app(routes, keys=self.keys.lookup)
         runner = web.AppRunner(
@@ -172,6 +179,17 @@ class Node:
             "peers": self.peers.connected(),
         }
 
+    def net_status(self) -> NetStatus:
+        """How this node is connected to others."""
+        # <endpoint id>@ip:port,ip:port
+        places = self.peers.address().partition("@")[2].split(",")
+        return NetStatus(
+            node_id=self.identity.node_id,
+            listen_ip=places[0] or None,
+            public_ip=next((place for place in places if _is_public(place)), None),
+            sessions=len(self.peers.connected()),
+        )
+
 
 async def run_node(config: NodeConfig, ready: Callable[[dict[str, str]], None]) -> None:
     """Run until SIGINT or SIGTERM. ``ready`` is told once where the node is."""
@@ -197,6 +215,13 @@ def main(work: Coroutine[Any, Any, None]) -> None:
         asyncio.run(work)
     else:
         uvloop.run(work)
+
+
+def _is_public(place: str) -> bool:
+    try:
+        return ipaddress.ip_address(parse_address(place)[0]).is_global
+    except BadAddress:
+        return False
 
 
 def _lock(path: Path) -> Callable[[], None]:
