@@ -292,8 +292,9 @@ async def test_payment_status_is_exact_to_the_last_digit(net: Devnet, image: Pat
     assert (await here(net, "run", str(image), "--", "true")).status == 0
     told = last_json(await here(net, "payment", "status", "--json"))
     assert told["problems"] == []
-    chain, free = told["platforms"]
+    chain, alias, free = told["platforms"]
     assert (free["platform"], free["amount"]) == ("free", "0")
+    assert (alias["platform"], alias["amount"]) == ("erc20-holesky-tglm", chain["amount"])
     assert chain["platform"] == "erc20-devnet-tglm"
     assert chain["address"] == net.requestor.node_id
     units = await _token_units(net, net.requestor.node_id)
