@@ -12,7 +12,7 @@ import itertools
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Literal
 
-from shem.errors import NotFound, Refused
+from shem.errors import NotAllowed, NotFound, Refused
 from shem.node.market.core import Core
 from shem.node.market.lifecycle import Subscription
 from shem.node.market.matching import Interest, compiled
@@ -73,7 +73,7 @@ class Scans:
             raise TooManyScans("too many scans are open", hint="delete those you do not need")
         constraint = parse(constraints if constraints is not None else "()")
         idle = core.config.scan_idle_s if idle_s is None else min(max(idle_s, 1.0), core.config.scan_idle_s)
-        flat = None if properties is None else flatten(properties)
+        flat = flatten(properties) if properties else None  # Golem's clients send an empty map for none
         scan_id = str(next(self._numbers))
         scan = _Scan(owner, constraint, flat, kind, idle)
         self._scans[scan_id] = scan
@@ -158,8 +158,10 @@ class Scans:
 
     def _get(self, owner: str, scan_id: str) -> _Scan:
         scan = self._scans.get(scan_id)
-        if scan is None or scan.owner != owner:
+        if scan is None:
             raise ScanNotFound(f'Iterator with id "{scan_id[:40]}" not found')
+        if scan.owner != owner:
+            raise NotAllowed("Access denied: the scan is another identity's", code="not_your_scan")
         return scan
 
     def _touch(self, scan_id: str) -> None:
