@@ -31,6 +31,8 @@ from shem.node.db import Database
 from shem.node.files.readers import Readers
 from shem.node.files.service import Files
 from shem.node.files.service import Limits as FileLimits
+from shem.node.gsb.gftp import GftpServices
+from shem.node.gsb.service import Bus
 from shem.node.identity.appkeys import AUTOCONFIGURED, LOCAL, AppKeys
 from shem.node.identity.keys import Identity
 from shem.node.market.service import Market
@@ -46,6 +48,7 @@ from shem.node.peer.transport import TransportFactory
 from shem.node.rest import activity as rest_activity
 from shem.node.rest import exeunit as rest_exeunit
 from shem.node.rest import files as rest_files
+from shem.node.rest import gsb as rest_gsb
 from shem.node.rest import market as rest_market
 from shem.node.rest import net as rest_net
 from shem.node.rest import payment as rest_payment
@@ -104,9 +107,16 @@ class Node:
 
         self.peers = PeerNetwork(self.identity, self._transport, clock=clock)
         self.market = Market(self.db, self.peers, {self.identity.node_id: self.identity}, clock)
+        self.bus = Bus()
         spool = FileLimits(total_bytes=config.max_spool_bytes)
         self.files = Files(
-            self.db, self.peers, config.data_dir / "files", clock, spool, may_read=Readers(self.market).may_read
+            self.db,
+            self.peers,
+            config.data_dir / "files",
+            clock,
+            spool,
+            may_read=Readers(self.market).may_read,
+            live=GftpServices(self.bus),
         )
         self.activities = Activities(self.db, self.peers, self.market, clock)
         self.networks = Networks(self.db, clock)
@@ -118,6 +128,7 @@ class Node:
         # something to say to them; closing what never opened does nothing, as does stopping what never started.
         self._stack.push_async_exit(self.peers)
         self._stack.callback(self.files.stop)
+        self._stack.callback(self.bus.stop)
         self.files.start()
         for service in (self.market, self.activities, self.payments):
             self._stack.push_async_callback(service.stop)
@@ -140,6 +151,7 @@ class Node:
             *rest_activity.routes(self.activities),
             *rest_exeunit.routes(self.activities),
             *rest_files.routes(self.files),
+            *rest_gsb.routes(self.bus),
             *rest_payment.routes(self.payments),
             *rest_net.routes(self.networks, self.net_status),
         ]

@@ -13,7 +13,8 @@ PREFIX = "/shem-api/v1/files"
 CHUNK_BYTES = 128 << 10
 SIZE_HEADER = "X-Shem-Size"
 SHA3_HEADER = "X-Shem-Sha3"
-"""sha3-256 of the whole content, hex."""
+"""sha3-256 of the whole content, hex. Absent where nobody knows it beforehand: the node has checked what it then gives to
+its end, and breaks off what is wrong."""
 
 _FILE_ID = re.compile(r"[0-9A-Za-z_-]{16,128}")
 

@@ -1,8 +1,9 @@
 """Files between nodes, on bulk streams.
 
 ``file.get``: the opener names file and offset; the answer is :class:`Head` behind its length (``u32``), then the content
-from there. ``file.put``: the opener names an inbox and sends the content and, last, its 32-byte sha3-256; the answer is
-:class:`Head` alone, once all of it is stored. The stream itself makes sure that a broken transfer never looks complete.
+from there and, where the head has no hash because nobody knows it beforehand, the 32-byte sha3-256 of what was sent.
+``file.put``: the opener names an inbox and sends the content and, last, its 32-byte sha3-256; the answer is :class:`Head`
+alone, once all of it is stored. The stream itself makes sure that a broken transfer never looks complete.
 """
 
 from __future__ import annotations
@@ -61,10 +62,10 @@ class Put(msgspec.Struct, frozen=True):
 
 
 class Head(msgspec.Struct, frozen=True):
-    """A whole file: its size and sha3-256 in hex."""
+    """A whole file: its size and sha3-256 in hex, which may be ``""`` before the content."""
 
     size: Size
-    sha3: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    sha3: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]
 
 
 StreamHandler = Callable[[NodeId, bytes, Bulk], Awaitable[None]]

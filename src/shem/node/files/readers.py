@@ -1,6 +1,6 @@
-"""Who may read what we publish: the providers that we have an approved agreement with.
+"""Who may read what an identity of this node publishes: the providers that it has an approved agreement with.
 
-A file's name is the hash of its content, told only to those who must fetch it; this keeps them from telling others.
+A file's name is told only to those who must fetch or fill it; this keeps them from telling others.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ class Readers:
     """Follows the agreements of this node's requestors. Make it before the market starts."""
 
     def __init__(self, market: AgreementBook) -> None:
-        self._open: dict[str, set[str]] = {}
+        self._open: dict[tuple[str, str], set[str]] = {}  # agreements, by provider and requestor
         for agreement in market.approved():
             self._changed(agreement, agreement.state)
         market.on_agreement(self._changed)
 
-    def may_read(self, peer: NodeId, _file_id: str) -> bool:
-        """Whether ``peer`` works for us now."""
-        return peer in self._open
+    def may_read(self, peer: NodeId, owner: str) -> bool:
+        """Whether ``peer`` works for ``owner`` now."""
+        return (peer, owner) in self._open
 
     def _changed(self, agreement: Agreement, state: str) -> None:
         if agreement.role != "Requestor":
             return
-        provider, key = agreement.provider_id, agreement.agreement_id
+        pair, key = (agreement.provider_id, agreement.requestor_id), agreement.agreement_id
         if state == "Approved":
-            self._open.setdefault(provider, set()).add(key)
-        elif provider in self._open:
-            self._open[provider].discard(key)
-            if not self._open[provider]:
-                del self._open[provider]
+            self._open.setdefault(pair, set()).add(key)
+        elif pair in self._open:
+            self._open[pair].discard(key)
+            if not self._open[pair]:
+                del self._open[pair]

@@ -1,4 +1,5 @@
-"""Files in transit: a bounded spool on this node, read and filled by this node's agents and by peers.
+"""Files in transit: a bounded spool on this node, read and filled by this node's agents and by peers; and files that programs
+of this node hand out or take in themselves (:mod:`~shem.node.files.live`), which pass through and leave nothing here.
 
 A *published* file is named by the sha3-256 of its content; whoever knows that name may read it (``may_read`` can narrow
 that to peers with an agreement). An *inbox* has a random name that cannot be guessed and takes one upload from whoever
@@ -12,7 +13,7 @@ import hashlib
 import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
@@ -21,16 +22,25 @@ import msgspec
 
 from shem.cogs.clock import Clock
 from shem.cogs.pulse import Pulses
-from shem.errors import Conflict, Misconfigured, NotFound, PeerFailed
+from shem.errors import Conflict, Misconfigured, NotFound
 from shem.node.db import Database
 from shem.node.files import protocol, store
+from shem.node.files.incoming import BrokenContent, Incoming, held_back
+from shem.node.files.live import (
+    LiveFile,
+    LiveFiles,
+    LiveTarget,
+    NoLiveFiles,
+    SpoolTarget,
+    Target,
+    promised,
+)
 from shem.node.files.protocol import Bulk, Head
 from shem.node.files.spool import SpoolFull, TooLarge, Writer, read_pieces
 from shem.terms.ids import NodeId
 
 log = logging.getLogger(__name__)
 
-CHUNK_BYTES = 128 << 10
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -64,18 +74,13 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     size: int
     sha3: str
+    owners: tuple[str, ...]
 
 
 class InboxBusy(Conflict):
     """Somebody is filling this inbox, or has filled it."""
 
     default_code = "inbox_busy"
-
-
-class BrokenContent(PeerFailed):
-    """What the peer sent is not what it (or the file's name) promised."""
-
-    default_code = "broken_content"
 
 
 class Files:
@@ -89,13 +94,16 @@ class Files:
         clock: Clock,
         limits: Limits | None = None,
         *,
-        may_read: Callable[[NodeId, str], bool] = lambda _peer, _file_id: True,
+        may_read: Callable[[NodeId, str], bool] = lambda _peer, _owner: True,
+        live: LiveFiles | None = None,
     ) -> None:
+        """``may_read`` says whether a peer may have what that identity of this node publishes."""
         self._db = db
         self._peers = peers
         self._clock = clock
         self._limits = limits or Limits()
         self._may_read = may_read
+        self._live = live or NoLiveFiles()
         self._content = directory / "content"
         self._incoming = directory / "incoming"
         self._filling: set[str] = set()
@@ -161,10 +169,10 @@ class Files:
 
     async def fill(self, file_id: str, chunks: AsyncIterator[bytes]) -> Head:
         """Fill an inbox of this node. Raises ``NotFound``, :class:`InboxBusy`, :class:`SpoolFull`, :class:`TooLarge`."""
-        async with self._filled(file_id) as writer:
+        async with self._filled(file_id, None) as target:
             async for chunk in chunks:
-                await writer.write(chunk)
-            return self._keep_inbox(file_id, writer, await writer.digest())
+                await target.write(chunk)
+            return await target.keep("")
 
     async def wait_inbox(self, owner: str, file_id: str, timeout_s: float) -> Head | None:
         """What has arrived; ``None`` when nothing has in time. Raises ``NotFound``."""
@@ -177,14 +185,15 @@ class Files:
 
         return await self._arrivals.wait_for(file_id, read, timeout_s)
 
-    def content(self, file_id: str) -> Content:
-        """A complete file of this node. Raises ``NotFound`` (``no_file``)."""
+    def content(self, file_id: str) -> Content | None:
+        """A complete file of this node's spool."""
         with self._db.transaction() as connection:
             row = store.find(connection, file_id)
             if row is None or row["size"] is None:
-                raise _no_file(file_id)
+                return None
             store.touch(connection, file_id, self._now_us())
-        return Content(path=self._content / file_id, size=row["size"], sha3=row["sha3"])
+            owners = store.owners(connection, row)
+        return Content(path=self._content / file_id, size=row["size"], sha3=row["sha3"], owners=owners)
 
     def delete(self, owner: str, file_id: str) -> None:
         """Give up one reference, or an inbox. Raises ``NotFound`` when ``owner`` has none."""
@@ -200,11 +209,20 @@ class Files:
     async def fetch(
         self, node_id: NodeId, file_id: str, offset: int = 0, length: int | None = None
     ) -> AsyncIterator[tuple[Head, AsyncIterator[bytes]]]:
-        """A peer's file: its head, and its content as it comes.
+        """A file of a peer, or of a program of this node: its head, and its content as it comes.
 
-        The last piece is given only when the whole is right, so a reader that got all of it got the right thing (not
-        checked for a part of a file). Raises :class:`BrokenContent` and the peer's refusal.
+        The last piece is given only when the whole is right, so a reader that got all of it got the right thing (a part of
+        a file is checked only where its head has no hash). Raises :class:`BrokenContent`, the peer's refusal, and what a
+        program says.
         """
+        if self.is_own(node_id):
+            live = self._find_live(file_id)
+            head = Head(await live.size(), promised(file_id))
+            length = _count(head, offset, length)
+            sha3 = head.sha3 if length == head.size else ""
+            async with aclosing(held_back(live.read(offset, length), length, sha3)) as pieces:
+                yield head, pieces
+            return
         header = protocol.pack(protocol.Get(file_id, offset, length))
         async with await self._peers.open_stream(
             node_id, protocol.GET, header, timeout_s=self._limits.open_s
@@ -212,13 +230,11 @@ class Files:
             async with asyncio.timeout(self._limits.stall_s):
                 head, first = await protocol.read_head(stream)
             # Where the id has the form of a hash, it is one.
-            if len(file_id) == 64 and file_id != head.sha3:
+            if promised(file_id) not in {"", head.sha3}:
                 raise BrokenContent("the peer offers other content under this id")
-            end = head.size if length is None else min(head.size, offset + length)
-            yield (
-                head,
-                self._checked(stream, first, max(0, end - offset), head.sha3 if end - offset == head.size else ""),
-            )
+            length = _count(head, offset, length)
+            incoming = Incoming(length, head.sha3 if length == head.size else "", trailer=not head.sha3)
+            yield head, self._received(stream, first, incoming)
 
     async def send(self, node_id: NodeId, file_id: str, chunks: AsyncIterator[bytes]) -> Head:
         """Fill a peer's inbox; returns when the peer has it. Raises :class:`BrokenContent` and the peer's refusal."""
@@ -243,23 +259,41 @@ class Files:
 
     async def _serve_get(self, peer: NodeId, header: bytes, stream: Bulk) -> None:
         asked = protocol.unpack(header, protocol.Get)
-        if not self._may_read(peer, asked.file_id):
-            raise _no_file(asked.file_id)
         content = self.content(asked.file_id)
         with self._serving():
-            await stream.write(protocol.frame(Head(content.size, content.sha3)))
-            length = content.size - asked.offset if asked.length is None else asked.length
-            length = max(0, min(length, content.size - asked.offset))
-            async for piece in read_pieces(content.path, asked.offset, length):
+            if content is None:
+                await self._serve_live(peer, asked, stream)
+                return
+            if not any(self._may_read(peer, owner) for owner in content.owners):
+                raise _no_file(asked.file_id)
+            head = Head(content.size, content.sha3)
+            await stream.write(protocol.frame(head))
+            async for piece in read_pieces(content.path, asked.offset, _count(head, asked.offset, asked.length)):
                 async with asyncio.timeout(self._limits.stall_s):
                     await stream.write(piece)
             async with asyncio.timeout(self._limits.stall_s):
                 await stream.finish()
 
+    async def _serve_live(self, peer: NodeId, asked: protocol.Get, stream: Bulk) -> None:
+        live = self._find_live(asked.file_id, peer)
+        head = Head(await live.size(), promised(asked.file_id))
+        await stream.write(protocol.frame(head))
+        digest = None if head.sha3 else hashlib.sha3_256()
+        async with aclosing(live.read(asked.offset, _count(head, asked.offset, asked.length))) as pieces:
+            async for piece in pieces:
+                if digest is not None:
+                    digest.update(piece)
+                async with asyncio.timeout(self._limits.stall_s):
+                    await stream.write(piece)
+        async with asyncio.timeout(self._limits.stall_s):
+            if digest is not None:
+                await stream.write(digest.digest())
+            await stream.finish()
+
     async def _serve_put(self, peer: NodeId, header: bytes, stream: Bulk) -> None:
         asked = protocol.unpack(header, protocol.Put)
         with self._serving():
-            async with self._filled(asked.file_id) as writer:
+            async with self._filled(asked.file_id, peer) as target:
                 tail = b""
                 while True:
                     async with asyncio.timeout(self._limits.stall_s):
@@ -268,20 +302,17 @@ class Files:
                         break
                     piece = tail + piece
                     tail = piece[-protocol.DIGEST_BYTES :]
-                    await writer.write(piece[: -protocol.DIGEST_BYTES])
-                sha3 = await writer.digest()
-                if tail.hex() != sha3:
-                    raise Conflict("the content does not match its hash", code="broken_content")
-                head = self._keep_inbox(asked.file_id, writer, sha3)
+                    await target.write(piece[: -protocol.DIGEST_BYTES])
+                if len(tail) != protocol.DIGEST_BYTES:
+                    raise Conflict("the content has no hash behind it", code="broken_content")
+                head = await target.keep(tail.hex())
             log.debug("%s has filled inbox %s with %d bytes", peer, asked.file_id, head.size)
             await stream.write(protocol.frame(head))
             await stream.finish()
 
     # parts
 
-    async def _checked(self, stream: Bulk, first: bytes, expected: int, sha3: str) -> AsyncIterator[bytes]:
-        digest = hashlib.sha3_256()
-        held, seen = b"", 0
+    async def _received(self, stream: Bulk, first: bytes, incoming: Incoming) -> AsyncIterator[bytes]:
         piece = first
         while True:
             if not piece:
@@ -289,20 +320,11 @@ class Files:
                     piece = await stream.read()
                 if not piece:
                     break
-            seen += len(piece)
-            if seen > expected:
-                raise BrokenContent(f"the peer sends more than the {expected} bytes it promised")
-            if sha3:
-                digest.update(piece)
-            held += piece
+            for ready in incoming.take(piece):
+                yield ready
             piece = b""
-            if len(held) > CHUNK_BYTES:  # the stream's own pieces are uneven; the last byte always stays back
-                yield held[:CHUNK_BYTES]
-                held = held[CHUNK_BYTES:]
-        if seen != expected or (sha3 and digest.hexdigest() != sha3):
-            raise BrokenContent(f"the peer sent {seen} of {expected} bytes, or wrong ones")
-        if held:
-            yield held
+        if last := incoming.finish():
+            yield last
 
     def _writer(self) -> Writer:
         written = 0
@@ -330,18 +352,33 @@ class Files:
         return store.total_bytes(self._db.connection) + self._reserved
 
     @asynccontextmanager
-    async def _filled(self, file_id: str) -> AsyncIterator[Writer]:
+    async def _filled(self, file_id: str, peer: NodeId | None) -> AsyncIterator[Target]:
+        """What this upload fills; ``None`` for an agent of this node."""
         row = store.find(self._db.connection, file_id)
-        if row is None or row["kind"] != "inbox":
+        live = None
+        if row is None:
+            live = self._find_live(file_id, peer)
+        elif row["kind"] != "inbox":
             raise _no_file(file_id)
-        if row["size"] is not None or file_id in self._filling:
-            raise InboxBusy("this inbox has been filled" if row["size"] is not None else "somebody is filling it")
+        if (row is not None and row["size"] is not None) or file_id in self._filling:
+            raise InboxBusy("somebody is filling it" if file_id in self._filling else "this inbox has been filled")
         self._filling.add(file_id)
         try:
-            async with self._writer() as writer:
-                yield writer
+            if live is not None:
+                with closing(live.sink()) as sink:
+                    yield LiveTarget(sink)
+            else:
+                async with self._writer() as writer:
+                    yield SpoolTarget(writer, lambda writer, sha3: self._keep_inbox(file_id, writer, sha3))
         finally:
             self._filling.discard(file_id)
+
+    def _find_live(self, file_id: str, peer: NodeId | None = None) -> LiveFile:
+        """A program's file, for an agent of this node or for a ``peer`` that works for its owner. Raises ``NotFound``."""
+        live = self._live.find(file_id)
+        if live is None or not (peer is None or self._may_read(peer, live.owner)):
+            raise _no_file(file_id)
+        return live
 
     def _keep_inbox(self, file_id: str, writer: Writer, sha3: str) -> Head:
         with self._db.transaction(durable=True) as connection:
@@ -373,6 +410,12 @@ class Files:
 
     def _now_us(self) -> int:
         return (self._clock.now() - _EPOCH) // timedelta(microseconds=1)
+
+
+def _count(head: Head, offset: int, length: int | None) -> int:
+    """How many bytes there are of what was asked for."""
+    there = max(0, head.size - offset)
+    return there if length is None else min(there, length)
 
 
 def _no_file(file_id: str) -> NotFound:

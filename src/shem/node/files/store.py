@@ -77,6 +77,14 @@ def fill_inbox(connection: sqlite3.Connection, file_id: str, size: int, sha3: st
     )
 
 
+def owners(connection: sqlite3.Connection, row: sqlite3.Row) -> tuple[str, ...]:
+    """Whose file it is: of all who hold a reference to published content."""
+    if row["kind"] == "inbox":
+        return (row["owner"],)
+    held = connection.execute("select owner from file_holder where file_id = ?", (row["file_id"],))
+    return tuple(holder["owner"] for holder in held)
+
+
 def touch(connection: sqlite3.Connection, file_id: str, now_us: int) -> None:
     """It has been read."""
     connection.execute("update file set used_us = ? where file_id = ?", (now_us, file_id))

@@ -69,8 +69,7 @@ class _Api:
 
     async def get(self, request: web.Request) -> web.StreamResponse:
         node_id, file_id = _name(request)
-        if self._files.is_own(node_id):
-            content = self._files.content(file_id)
+        if self._files.is_own(node_id) and (content := self._files.content(file_id)) is not None:
             headers = {"Content-Type": _OCTETS, SIZE_HEADER: str(content.size), SHA3_HEADER: content.sha3}
             return web.FileResponse(content.path, headers=headers)
         start, length = _range(request)
@@ -78,14 +77,17 @@ class _Api:
             if start > head.size:
                 raise Refused(f"the file has {head.size} bytes", code="bad_range")
             count = head.size - start if length is None else min(length, head.size - start)
-            headers = {"Content-Type": _OCTETS, SIZE_HEADER: str(head.size), SHA3_HEADER: head.sha3}
+            first = await anext(pieces, b"")  # what fails at once is told with a status
+            headers = {"Content-Type": _OCTETS, SIZE_HEADER: str(head.size)}
+            if head.sha3:
+                headers[SHA3_HEADER] = head.sha3
             partial = count != head.size
             if partial:
                 headers["Content-Range"] = f"bytes {start}-{start + count - 1}/{head.size}"
             response = web.StreamResponse(status=206 if partial else 200, headers=headers)
             response.content_length = count
             await response.prepare(request)
-            return await _pass_on(request, response, pieces)
+            return await _pass_on(request, response, first, pieces)
 
     async def put(self, request: web.Request) -> web.Response:
         node_id, file_id = _name(request)
@@ -104,9 +106,11 @@ class _Api:
 
 
 async def _pass_on(
-    request: web.Request, response: web.StreamResponse, pieces: AsyncIterator[bytes]
+    request: web.Request, response: web.StreamResponse, first: bytes, pieces: AsyncIterator[bytes]
 ) -> web.StreamResponse:
     try:
+        if first:
+            await response.write(first)
         async for piece in pieces:
             await response.write(piece)
         await response.write_eof()
