@@ -6,10 +6,11 @@ layers without following links, and only so far.
 
 from __future__ import annotations
 
+import functools
 import os
 import posixpath
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,10 +20,14 @@ from shem.cogs.ociformat import DIGEST, MAX_LAYERS, ImageUnusable
 from shem.runtimes.base import ImageConfig
 from shem.runtimes.images.inroot import Stack
 
+MAX_TABLE = 1 << 20
+"""Bytes of ``/etc/passwd`` and of ``/etc/group``."""
+
+Read = Callable[[bytes], bytes | None]
+
 _MAX_STRINGS = 2000
 _MAX_TEXT = 256 << 10
 _MAX_VOLUMES = 64
-_MAX_TABLE = 1 << 20
 _MAX_ID = 0x7FFF_FFFF
 
 
@@ -96,21 +101,29 @@ def settle_user(config: ImageConfig, layers: Sequence[Path]) -> ImageConfig:
     """
     if not config.user:
         return config
-    name, _, group = config.user.partition(":")
     with Stack(layers) as stack:
-        person = _person(name, stack)
-        gid = _group(group, stack) if group else person[1]
-    home = person[2]
+        user, home = number_user(config.user, functools.partial(_read_table, stack))
     env = config.env
     if home and not any(entry.startswith("HOME=") for entry in env):
         env = (*env, f"HOME={home}")
-    return msgspec.structs.replace(config, user=f"{person[0]}:{gid}", env=env)
+    return msgspec.structs.replace(config, user=user, env=env)
 
 
-def _person(name: str, stack: Stack) -> tuple[int, int, str]:
+def number_user(user: str, read: Read) -> tuple[str, str]:
+    """``uid:gid`` for the ``user`` of a configuration, and their home (``""``: not known). ``read`` gives the content of
+    ``etc/passwd`` and ``etc/group``, or None.
+
+    Raises :class:`ImageUnusable` (``image_user_unknown``) when a name is not in them.
+    """
+    name, _, group = user.partition(":")
+    uid, gid, home = _person(name, read)
+    return f"{uid}:{_group(group, read) if group else gid}", home
+
+
+def _person(name: str, read: Read) -> tuple[int, int, str]:
     number = _number(name)
     try:
-        for row in _table(stack, b"etc/passwd"):
+        for row in _table(read(b"etc/passwd")):
             if len(row) >= 4 and (row[0] == name or (number is not None and _number(row[2]) == number)):
                 uid, gid = _number(row[2]), _number(row[3])
                 if uid is not None and gid is not None:
@@ -123,11 +136,11 @@ def _person(name: str, stack: Stack) -> tuple[int, int, str]:
     return number, 0, ""
 
 
-def _group(name: str, stack: Stack) -> int:
+def _group(name: str, read: Read) -> int:
     number = _number(name)
     if number is not None:
         return number
-    for row in _table(stack, b"etc/group"):
+    for row in _table(read(b"etc/group")):
         if len(row) >= 3 and row[0] == name and (gid := _number(row[2])) is not None:
             return gid
     raise ImageUnusable(f"the image's group {name[:60]!r} is not in its /etc/group", code="image_user_unknown")
@@ -139,18 +152,21 @@ def _number(text: str) -> int | None:
     return None
 
 
-def _table(stack: Stack, path: bytes) -> Iterator[list[str]]:
+def _read_table(stack: Stack, path: bytes) -> bytes | None:
     fd = stack.find(path)
     if fd is None:
-        return
+        return None
     try:
         found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_TABLE:
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_TABLE:
             raise ImageUnusable(f"the image's /{path.decode()} is not an ordinary file", code="image_user_unknown")
-        data = Path(f"/proc/self/fd/{fd}").read_bytes()
+        return Path(f"/proc/self/fd/{fd}").read_bytes()
     finally:
         os.close(fd)
-    for line in data.decode("utf-8", "replace").splitlines():
+
+
+def _table(data: bytes | None) -> Iterator[list[str]]:
+    for line in (data or b"").decode("utf-8", "replace").splitlines():
         if "\0" not in line:
             yield line.split(":")
 

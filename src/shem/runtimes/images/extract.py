@@ -28,7 +28,7 @@ from shem.runtimes.images.errors import ImageTooLarge
 from shem.runtimes.images.inroot import OPAQUE, is_whiteout, open_in_root
 from shem.runtimes.images.tarstream import DIR, FIFO, FILE, HARDLINK, SYMLINK, Member, TarStream
 
-_PREFIX, _OPAQUE_MARK, _RESERVED = b".wh.", b".wh..wh..opq", b".wh..wh."
+PREFIX, OPAQUE_MARK, RESERVED = b".wh.", b".wh..wh..opq", b".wh..wh."
 _MAX_DEPTH = 255
 _MAX_CACHED = 200  # directory fds; the soft limit of open files is often 1024
 _MAX_LISTED = 100_000
@@ -82,7 +82,7 @@ class Extractor:
             raise ImageTooLarge(f"a layer has more than {self._max_bytes >> 20} MiB")
         if self._stale:
             self._forget_parents()
-        parts = _parts(member.name)
+        parts = path_parts(member.name)
         if not parts:
             if member.kind == DIR:
                 self._remember(b"", member)
@@ -126,7 +126,7 @@ class Extractor:
 
     def _place(self, tar: TarStream, member: Member, parts: list[bytes]) -> None:
         name, parent = parts[-1], self._parent(parts[:-1])
-        if self._whiteouts and name.startswith(_PREFIX):
+        if self._whiteouts and name.startswith(PREFIX):
             self._hide(name, parent)
             return
         path = b"/".join(parts)
@@ -194,10 +194,10 @@ class Extractor:
             os.close(fd)
 
     def _hardlink(self, path: bytes, name: bytes, parent: int, member: Member) -> None:
-        target = _parts(member.link)
+        target = path_parts(member.link)
         if not target:
             raise ImageUnusable(f"a layer has a malformed link {member.name[:80]!r}")
-        if target == _parts(member.name):
+        if target == path_parts(member.name):
             return
         found, holder = None, -1
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -223,12 +223,12 @@ class Extractor:
                 os.close(holder)
 
     def _hide(self, name: bytes, parent: int) -> None:
-        if name == _OPAQUE_MARK:
+        if name == OPAQUE_MARK:
             self._make_opaque(b".", parent)
-        elif name.startswith(_RESERVED):
+        elif name.startswith(RESERVED):
             self._skip("aufs")
         else:
-            self._whiteout(name[len(_PREFIX) :], parent)
+            self._whiteout(name[len(PREFIX) :], parent)
 
     def _whiteout(self, name: bytes, parent: int) -> None:
         if name in (b"", b".", b".."):
@@ -300,7 +300,8 @@ class Extractor:
         self.report.skipped[why] = self.report.skipped.get(why, 0) + 1
 
 
-def _parts(name: bytes) -> list[bytes]:
+def path_parts(name: bytes) -> list[bytes]:
+    """The components of an entry's name; none for the root. Raises :class:`ImageUnusable` for what leads out, or is too long."""
     parts = [part for part in name.split(b"/") if part not in (b"", b".")]
     if b".." in parts or b"\0" in name:
         raise ImageUnusable(f"a layer has a path that leads out of it: {name[:80]!r}")

@@ -31,6 +31,10 @@ _OVERHEAD_PER_FILE = 16 << 10
 _OVERHEAD = 64 << 20
 
 
+DAMAGES = (zlib.error, zstandard.ZstdError, EOFError, igzip.BadGzipFile)
+"""What decompressors raise."""
+
+
 def unpack(
     blob: Path,
     offset: int,
@@ -51,9 +55,9 @@ def unpack(
     """
     with blob.open("rb") as file:
         file.seek(offset)
-        part = _Part(file, size, progress, hashing=bool(digest))
+        part = Part(file, size, progress, hashing=bool(digest))
         extractor = Extractor(into, max_bytes=max_bytes, max_files=max_files)
-        tar = _Hashing(_decompressed(io.BufferedReader(part, _BUFFER)), extractor, max_bytes, max_files)
+        tar = _Hashing(decompressed(io.BufferedReader(part, _BUFFER)), extractor, max_bytes, max_files)
         try:
             stream = TarStream(tar.read)
             for member in stream:
@@ -61,7 +65,7 @@ def unpack(
             while tar.read(_BUFFER):  # the hash is over all of it
                 pass
             report = extractor.finish()
-        except (zlib.error, zstandard.ZstdError, EOFError, igzip.BadGzipFile) as error:
+        except DAMAGES as error:
             raise ImageUnusable(f"a layer cannot be decompressed: {error}") from None
         finally:
             extractor.close()
@@ -90,7 +94,7 @@ def unpack_squashfs(image: Path, *, into: Path, max_bytes: int, max_files: int) 
         extractor.close()
 
 
-class _Part(io.RawIOBase):
+class Part(io.RawIOBase):
     """A stretch of a file, hashed as it is read."""
 
     def __init__(self, file: BinaryIO, size: int, progress: Callable[[int], None], *, hashing: bool) -> None:
@@ -162,7 +166,8 @@ class _Hashing(_Counted):
         return f"sha256:{self._sha.hexdigest()}"
 
 
-def _decompressed(raw: io.BufferedReader) -> BinaryIO:
+def decompressed(raw: io.BufferedReader) -> BinaryIO:
+    """What is in ``raw``: gzip, zstd, or as it is. Reading raises one of :data:`DAMAGES` when it is damaged."""
     start = raw.peek(4)[:4]
     if start[:2] == b"\x1f\x8b":
         return cast(BinaryIO, igzip.IGzipFile(fileobj=raw, mode="rb"))

@@ -12,13 +12,13 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Literal, cast, get_args
+from typing import BinaryIO, Literal, cast
 
 from shem.errors import Misconfigured
 from shem.runtimes.images.errors import ImageStoreFailed
 
-Compressor = Literal["gzip", "zstd", "xz", "lzo", "lz4", "lzma"]
-COMPRESSORS: tuple[str, ...] = get_args(Compressor)
+Compressor = Literal["gzip", "zstd", "xz", "lzo", "lz4"]
+"""Those that Linux reads too."""
 
 _SEARCHED = f"{os.environ.get('PATH', os.defpath)}:/usr/local/bin:/usr/bin:/usr/sbin:/sbin"
 # zlib's best level is eight times slower than its usual one, and gains two per cent.

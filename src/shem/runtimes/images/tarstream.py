@@ -25,9 +25,10 @@ FILE, HARDLINK, SYMLINK, CHAR, BLOCKDEV, DIR, FIFO = b"0", b"1", b"2", b"3", b"4
 
 
 class Member:
-    """One entry. ``kind`` is one of the constants above, or the letter of a kind nobody needs."""
+    """One entry. ``kind`` is one of the constants above, or the letter of a kind nobody needs. ``device``: major and minor
+    number, of ``CHAR`` and ``BLOCKDEV``."""
 
-    __slots__ = ("gid", "kind", "link", "mode", "mtime", "name", "size", "uid", "xattrs")
+    __slots__ = ("device", "gid", "kind", "link", "mode", "mtime", "name", "size", "uid", "xattrs")
 
     def __init__(
         self, name: bytes, kind: bytes, mode: int, uid: int, gid: int, size: int, mtime: float, link: bytes
@@ -41,6 +42,7 @@ class Member:
         self.mtime = mtime
         self.link = link
         self.xattrs: dict[bytes, bytes] = {}
+        self.device = (0, 0)
 
 
 class TarStream:
@@ -138,7 +140,9 @@ class TarStream:
 
 
 def _parse(block: bytes) -> Member:
-    name, mode, uid, gid, size, mtime, checksum, kind, link, magic, _, _, _, _, _, prefix = _HEADER.unpack(block)
+    name, mode, uid, gid, size, mtime, checksum, kind, link, magic, _, _, _, major, minor, prefix = _HEADER.unpack(
+        block
+    )
     total = sum(block) - sum(checksum) + 256
     if _number(checksum) != total:
         # Some old programs added the bytes up as if they were signed.
@@ -155,9 +159,12 @@ def _parse(block: bytes) -> Member:
     length = _number(size)
     if length < 0:
         raise ImageUnusable("a layer has a file of negative size")
-    return Member(
+    member = Member(
         name, kind, _number(mode), _number(uid), _number(gid), length, float(_number(mtime)), link.partition(b"\0")[0]
     )
+    if kind in (CHAR, BLOCKDEV):
+        member.device = (_number(major), _number(minor))
+    return member
 
 
 def _number(field: bytes) -> int:
