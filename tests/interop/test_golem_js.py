@@ -126,9 +126,9 @@ async def test_events_tell_what_happens(clients: Clients, books: Books) -> None:
     seen: list[str] = told["seen"]
     assert [name for name in seen if name.startswith("error") or name == "rental.error"] == []
     for name in ("allocationCreated", "demandSubscriptionStarted", "agreementApproved", "resourceRentalCreated",
-                 "demandSubscriptionStopped", "activityCreated", "exeUnitInitialized", "rental.exeUnitCreated", "activityDestroyed",
-                 "agreementTerminated", "invoiceReceived", "invoiceAccepted", "rental.finalized", "allocationReleased",
-                 "disconnected"):  # fmt: skip
+                 "demandSubscriptionStopped", "activityCreated", "exeUnitInitialized", "rental.exeUnitCreated",
+                 "activityDestroyed", "agreementTerminated", "invoiceReceived", "invoiceAccepted", "rental.finalized",
+                 "allocationReleased", "disconnected"):  # fmt: skip
         assert seen.count(name) == 1, (name, seen)
     for name in ("offerProposalReceived", "offerCounterProposalSent", "scriptSent", "scriptExecuted", "batchResultsReceived",
                  "activityStateChanged"):  # fmt: skip
@@ -231,8 +231,8 @@ async def test_several_activities_in_one_agreement(clients: Clients, books: Book
 
 async def test_a_second_process_takes_up_an_activity(clients: Clients, books: Books) -> None:
     first = await clients.start_node("golem_js/keeping.mjs")
-    activity = (await first.line("activity ")).split()[1]
-    told = (await clients.run_node("golem_js/attaching.mjs", activity)).result
+    _, activity, demand = (await first.line("activity ")).split()
+    told = (await clients.run_node("golem_js/attaching.mjs", activity, demand)).result
     assert (told["stdout"], told["state"], told["unknown"]) == ("from the first\n", "Ready", "not found")
     first.interrupt()
     ran = await first.finish()

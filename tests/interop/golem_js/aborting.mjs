@@ -12,7 +12,7 @@ await session(async (glm) => {
   const running = failure(exe.run("sleep 60"));
   await rental.stopAndFinalize();
   const other = await glm.oneOf({ order: order() });
-  const starting = await failure(other.getExeUnit(100));
+  const starting = failure(other.getExeUnit());
   await other.stopAndFinalize();
-  return { nobody, before, late, waited, running: await running, starting };
+  return { nobody, before, late, waited, running: await running, starting: await starting };
 });

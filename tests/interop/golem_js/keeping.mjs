@@ -10,7 +10,7 @@ const exe = await rental.getExeUnit();
 await exe.run("echo from the first > /golem/work/note");
 const told = new Promise((resolve) => process.once("SIGINT", resolve));
 const alive = setInterval(() => {}, 1000);
-console.log(`activity ${exe.activity.id}`);
+console.log(`activity ${exe.activity.id} ${exe.activity.agreement.demand.id}`);
 await told;
 clearInterval(alive);
 const { stdout } = await exe.run("cat /golem/work/note");
