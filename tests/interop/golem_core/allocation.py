@@ -28,7 +28,8 @@ async def main():
         await payments.finish(*(agreement for _, agreement in done))
         amounts = [Decimal(agreement.invoice.data.amount) for _, agreement in done]
         data = await allocation.get_data(force=True)
-        listed = [a.id for a in await golem.allocations()]
+        async with GolemNode() as other:
+            listed = [a.id for a in await other.allocations()]
     return {
         "said": [said for said, _ in done],
         "providers": len({agreement.proposal.data.issuer_id for _, agreement in done}),

@@ -20,6 +20,7 @@ from golem.managers import (
 from golem.node import GolemNode
 from golem.payload import RepositoryVmPayload
 from golem.resources import Activity, Agreement, Allocation, Deploy, Invoice, NewDebitNote, NewInvoice, Proposal, Start
+from golem.resources.proposal.exceptions import ProposalRejected
 
 
 def payload() -> RepositoryVmPayload:
@@ -94,7 +95,10 @@ async def agree(golem: GolemNode, allocation: Any, *, autoclose: bool = True) ->
     """An approved agreement with whoever comes first."""
     demand = await golem.create_demand(payload(), allocations=[allocation], autoclose=True)
     async for proposal in demand.initial_proposals():
-        draft = await draft_of(proposal, allocation)
+        try:
+            draft = await draft_of(proposal, allocation)
+        except ProposalRejected:  # in use by somebody
+            continue
         agreement = await draft.create_agreement(autoclose=autoclose)
         await agreement.confirm()
         if await agreement.wait_for_approval():

@@ -28,7 +28,9 @@ async def main():
                     await batch.wait()
                 except BatchError:
                     told[what].append("failed")
-            told[what].append((await activity.get_state()).state[0])
+                while (state := (await activity.get_state()).state[0]) != "Terminated":
+                    await asyncio.sleep(0.1)
+            told[what].append(state)
         await payments.finish(*agreements)
     return told
 
