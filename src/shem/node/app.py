@@ -35,6 +35,7 @@ from shem.node.gsb.gftp import GftpServices
 from shem.node.gsb.service import Bus
 from shem.node.identity.appkeys import AUTOCONFIGURED, LOCAL, AppKeys
 from shem.node.identity.keys import Identity
+from shem.node.market.config import MarketConfig
 from shem.node.market.service import Market
 from shem.node.payment.drivers.base import PaymentDriver
 from shem.node.payment.drivers.evm.driver import EvmDriver
@@ -106,7 +107,9 @@ class Node:
             self._leave_key(config.data_dir / KEY_FILE)
 
         self.peers = PeerNetwork(self.identity, self._transport, clock=clock)
-        self.market = Market(self.db, self.peers, {self.identity.node_id: self.identity}, clock)
+        each = config.max_offers_each
+        limits = MarketConfig(max_subscriptions=each, max_offers_per_issuer=each)
+        self.market = Market(self.db, self.peers, {self.identity.node_id: self.identity}, clock, limits)
         self.bus = Bus()
         spool = FileLimits(total_bytes=config.max_spool_bytes)
         self.files = Files(

@@ -53,6 +53,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     networks: Mapping[str, NetworkConfig] = {}
     max_spool_bytes: int = 64 << 30
     """Disk that inputs and results in transit may take."""
+    max_offers_each: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 200
+    """Live offers, and live demands, of one identity; also offers of one other node that are kept here."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
 
 
