@@ -76,7 +76,8 @@ class Subscriptions:
             raise OfferTooLarge(f"the constraints may have {MAX_CONSTRAINT_CHARS} characters")
         if len(self.of(owner, kind)) >= core.config.max_subscriptions:
             raise TooManySubscriptions(
-                f"you have {core.config.max_subscriptions} live {kind}s", hint="unsubscribe those you do not need, or raise max_offers_each"
+                f"you have {core.config.max_subscriptions} live {kind}s",
+                hint="unsubscribe those you do not need, or raise max_offers_each",
             )
         now = core.now()
         body = SubscriptionBody(
