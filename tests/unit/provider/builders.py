@@ -109,6 +109,7 @@ def a_request(
     capacity: Capacity | None = None,
     rules: Rules = RULES,
     offer: Offer | None = None,
+    now: datetime = NOW,
 ) -> Request:
     offer = offer or an_offer()
     return Request(
@@ -119,5 +120,5 @@ def a_request(
         demand_constraints=constraints,
         capacity=capacity or Capacity(small_plan()),
         rules=rules,
-        now=NOW,
+        now=now,
     )

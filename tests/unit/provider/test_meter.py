@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
+import pytest
+
 from shem.cogs.clock import ManualClock
 from shem.provider.exeunit.meter import Meter
 from shem.provider.presets import CPU, DURATION
@@ -67,3 +71,15 @@ async def test_sandboxes_add_up() -> None:
         burner.cpu_s = 2.5
         meter.detach()
     assert meter.read() == [5.0, 0.0]
+
+
+@pytest.mark.parametrize("seconds", [0.1, 59.9999, 3600.123, 1e6 + 0.7, 3e8 + 0.3])
+async def test_counters_are_the_same_number_as_float_and_as_text(seconds: float) -> None:
+    clock, burner = ManualClock(), Burner()
+    meter = Meter(clock, (DURATION, CPU), threads=64)
+    meter.attach(burner)
+    burner.cpu_s = seconds * 7
+    await clock.advance(seconds)
+    for counter, measured in zip(meter.read(), (seconds, seconds * 7), strict=True):
+        assert Decimal(counter) == Decimal(repr(counter))
+        assert measured - 1 / 64 - 1e-6 < counter <= measured + 1e-6
