@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from shem.wire.base import Properties, Timestamp, Wire
 
@@ -140,7 +142,7 @@ AgreementOperationEvent = (
 class NewScan(Wire):
     type: Literal["offer", "demand"]
     constraints: str | None = None
-    timeout: float | None = None
+    timeout: Annotated[float, msgspec.Meta(ge=0)] | None = None
     """Seconds without a reader after which the scan ends; at most (and by default) 300."""
     properties: Properties | None = None
     """When given, the constraints of what is found must be met by these too."""

@@ -200,7 +200,7 @@ async def test_recorded_allocations(requestor, alice):
         ({"paymentPlatform": "testmoney-local-tGLM"}, "bad-payment-platform", None),
         ({"paymentPlatform": {"driver": "nope"}}, "bad-payment-platform", None),
         ({"timeout": "2020-01-01T00:00:00Z"}, "validation-error", "timeout-passed"),
-        ({"totalAmount": "1000000"}, "validation-error", "insufficient-funds"),
+        ({"totalAmount": "1000000"}, "validation-error", "insufficient-account-funds"),
         ({"totalAmount": "-1"}, "validation-error", None),
         ({"totalAmount": "much"}, "validation-error", None),
         ({"address": "0x" + "12" * 20}, "validation-error", None),
@@ -228,7 +228,7 @@ async def test_bad_requests(requestor, alice):
     assert (await requestor("POST", "/debitNotes", {"activityId": "no", "totalAmountDue": "1"}))[0] == 404
     for path in ("/invoices/nope", "/debitNotes/nope", "/payments/nope"):
         assert (await requestor("GET", path))[0] == 404
-    for path in ("/invoiceEvents?timeout=soon", "/invoiceEvents?maxEvents=0", "/debitNoteEvents?afterTimestamp=now"):
+    for path in ("/invoiceEvents?timeout=soon", "/invoiceEvents?maxEvents=-1", "/debitNoteEvents?afterTimestamp=now"):
         assert (await requestor("GET", path))[0] == 400
     assert (await requestor("GET", "/payments?timeout=0.05"))[:2] == (200, [])
     assert (await requestor("GET", "/payments"))[:2] == (200, [])

@@ -16,6 +16,7 @@ from shem.node.market.lifecycle import (
     PROPOSAL_MOVES,
     Agreement,
     AgreementState,
+    BadId,
     Proposal,
     ProposalState,
     agreement_from,
@@ -160,15 +161,16 @@ def test_both_sides_have_the_same_agreement() -> None:
 
 
 def test_ids() -> None:
-    assert parse_proposal_id("R-" + "a" * 64) == parse_proposal_id("P-" + "a" * 64) == "a" * 64
-    for text in ("", "X-" + "a" * 64, "R-" + "A" * 64, "a" * 63, "a" * 64 + "\n"):
-        with pytest.raises(NotFound):
-            parse_proposal_id(text)
-    assert parse_agreement_id("R-" + "a" * 64) == "a" * 64
-    with pytest.raises(Refused, match="non hexadecimal"):
-        parse_agreement_id("zz")
+    assert parse_proposal_id("R-" + "a" * 64, "Requestor") == parse_proposal_id("P-" + "a" * 64, "Provider") == "a" * 64
+    for text in ("", "X-" + "a" * 64, "R-" + "A" * 64, "a" * 64, "R-" + "a" * 63, "R-" + "a" * 64 + "\n"):
+        with pytest.raises(BadId):
+            parse_proposal_id(text, "Requestor")
     with pytest.raises(NotFound):
-        parse_agreement_id("abc")
+        parse_proposal_id("P-" + "a" * 64, "Requestor")
+    assert parse_agreement_id("a" * 64) == "a" * 64
+    for text, match in (("zz", "non hexadecimal"), ("R-" + "a" * 64, "non hexadecimal"), ("abc", "length")):
+        with pytest.raises(BadId, match=match):
+            parse_agreement_id(text)
     assert lifecycle.shown("a", "Requestor") == "R-a"
     assert (proposal().shown_id, proposal().subscription_id, proposal().peer_id) == ("R-" + "c" * 64, DEMAND, BOB)
     other = proposal(owner=BOB, role="Provider")

@@ -29,6 +29,7 @@ from shem.node.market.lifecycle import (
     AgreementNotFound,
     AgreementState,
     NotConfirmed,
+    NotNegotiated,
     NotRole,
     ProposalNotFound,
     ProposalOver,
@@ -124,13 +125,14 @@ class Agreements:
         return await self._core.pulses.wait_for(_events_key(owner), read, timeout_s) or []
 
     async def wait(self, owner: str, text: str, timeout_s: float) -> None:
-        """Until approved. Raises :class:`NotConfirmed`, :class:`AgreementOver`, ``TimeoutError``."""
-        agreement = self.get(owner, text)
-        if agreement.role != "Requestor":
-            raise NotRole("Only the requestor waits for approval.")
+        """Until approved. Raises :class:`NotConfirmed` (also long after: when it was terminated),
+        :class:`AgreementOver`, ``TimeoutError``."""
+        agreement = self._own(owner, text, "Requestor")
+        shown = f"R-{agreement.agreement_id}"
         if agreement.state == "Proposal":
-            shown = f"R-{agreement.agreement_id}"
             raise NotConfirmed(f"Agreement [{shown}] should be confirmed, before waiting for approval.")
+        if agreement.state == "Terminated":
+            raise NotConfirmed(f"Agreement [{shown}] terminated.", code=AgreementOver.default_code)
         await self._wait_past_pending(agreement, timeout_s)
 
     # the requestor acts
@@ -138,9 +140,12 @@ class Agreements:
     def create(self, owner: str, proposal_text: str, valid_to: datetime) -> str:
         """Make an agreement of a provider's counter. Nothing is sent yet."""
         core = self._core
-        proposal = self._negotiation.find(owner, parse_proposal_id(proposal_text))
+        try:
+            proposal = self._negotiation.find(owner, parse_proposal_id(proposal_text, "Requestor"))
+        except ProposalNotFound:
+            proposal = None
         if proposal is None:
-            raise ProposalNotFound(f"Proposal [{proposal_text[:80]}] not found.")
+            raise NotNegotiated(f"Can't create Agreement for Proposal [{proposal_text}]. Proposal not found.")
         check_agreement(proposal)
         demand = core.store.proposal(owner, proposal.prev_id or "")
         if demand is None:
@@ -339,7 +344,10 @@ class Agreements:
     def _own(self, owner: str, text: str, role: Role) -> Agreement:
         agreement = self.get(owner, text)
         if agreement.role != role:
-            raise NotRole(f"Only the {role.lower()} may do this with an Agreement.")
+            raise NotRole(
+                f"Agreement [{role[0]}-{agreement.agreement_id}] not found.",
+                hint=f"only its {role.lower()} may do this",
+            )
         return agreement
 
     def _of_peer(self, document: Approval | Ending, role: Role | None) -> Agreement:

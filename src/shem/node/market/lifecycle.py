@@ -43,7 +43,8 @@ ENDED: frozenset[AgreementState] = frozenset({"Cancelled", "Rejected", "Expired"
 OPEN: frozenset[AgreementState] = frozenset({"Proposal", "Pending"})
 """States that end by themselves at ``valid_to``."""
 
-_PROPOSAL_ID = re.compile(r"(?:[RP]-)?([0-9a-f]{64})")
+_PROPOSAL_ID = re.compile(r"([RP])-([0-9a-f]{64})")
+_SUBSCRIPTION_ID = re.compile(r"[0-9a-f]{32}-[0-9a-f]{64}")
 _HEX = re.compile(r"[0-9a-fA-F]+")
 
 
@@ -67,7 +68,13 @@ class AgreementNotFound(NotFound):
     default_code = "agreement_not_found"
 
 
-class BadAgreementId(Refused):
+class BadId(Refused):
+    """This cannot be the id of anything."""
+
+    default_code = "bad_id"
+
+
+class BadAgreementId(BadId):
     default_code = "bad_agreement_id"
 
 
@@ -117,8 +124,8 @@ class NotConfirmed(Refused):
     default_code = "agreement_not_confirmed"
 
 
-class NotRole(Refused):
-    """The call is the other side's."""
+class NotRole(NotFound):
+    """The call is the other side's: this side has no such agreement to do it with."""
 
     default_code = "wrong_role"
 
@@ -221,21 +228,32 @@ def shown(proposal_id: str, role: Role) -> str:
     return ("R-" if role == "Requestor" else "P-") + proposal_id
 
 
-def parse_proposal_id(text: str) -> str:
-    """The hash in an id as agents write it. Raises :class:`ProposalNotFound` for what cannot be one."""
+def check_subscription_id(text: str) -> str:
+    """The id, if it can be one of an offer or a demand. Raises :class:`BadId`."""
+    if not _SUBSCRIPTION_ID.fullmatch(text):
+        raise BadId(f"Subscription id [{text[:120]}] has invalid format.", code="bad_subscription_id")
+    return text
+
+
+def parse_proposal_id(text: str, role: Role) -> str:
+    """The hash in an id as the agent of that role sees it.
+
+    Raises :class:`BadId` for what cannot be one, :class:`ProposalNotFound` for one as the other side sees it.
+    """
     found = _PROPOSAL_ID.fullmatch(text)
     if found is None:
-        raise ProposalNotFound(f"Proposal [{text[:80]}] not found.")
-    return found.group(1)
+        raise BadId(f"Id [{text[:80]}] has invalid format.", code="bad_proposal_id")
+    if found[1] != role[0]:
+        raise ProposalNotFound(f"Proposal [{text}] not found.")
+    return found[2]
 
 
 def parse_agreement_id(text: str) -> str:
-    """Raises :class:`BadAgreementId` or :class:`AgreementNotFound` for what cannot be one."""
-    text = text.removeprefix("R-").removeprefix("P-")
+    """Raises :class:`BadAgreementId` for what cannot be one."""
     if not _HEX.fullmatch(text):
         raise BadAgreementId(f"The agreement id [{text[:80]}] contains non hexadecimal characters.")
     if len(text) != 64:
-        raise AgreementNotFound(f"Agreement [{text[:80]}] not found.")
+        raise BadAgreementId(f"The agreement id [{text[:80]}] has invalid length. Should be |64|")
     return text.lower()
 
 

@@ -98,7 +98,7 @@ class Negotiation:
 
     def get(self, owner: str, role: Role, subscription_id: str, text: str) -> Proposal:
         """One proposal of a subscription, own or the other's. Raises :class:`ProposalNotFound`."""
-        proposal = self._core.store.proposal(owner, parse_proposal_id(text))
+        proposal = self._core.store.proposal(owner, parse_proposal_id(text, role))
         if proposal is None or proposal.role != role or proposal.subscription_id != subscription_id:
             raise ProposalNotFound(f"Proposal [{text[:80]}] for subscription [{subscription_id[:120]}] not found.")
         return self._aged(proposal)
@@ -148,10 +148,12 @@ class Negotiation:
         return proposal.shown_id
 
     def reject(self, owner: str, role: Role, subscription_id: str, text: str, reason: object) -> None:
-        """End a negotiation. The peer is told when it can be; it never heard of an initial proposal's requestor."""
+        """End a negotiation; again is no error. The peer is told when it can be; of an initial proposal it never heard."""
         proposal = self.get(owner, role, subscription_id, text)
-        check_reaction(proposal)
         cleaned = clean_reason(reason, "Rejected")
+        if proposal.state == "Rejected" and proposal.issuer_id != owner:
+            return  # said before
+        check_reaction(proposal)
         core = self._core
         with core.db.transaction():
             core.store.put_proposal(move_proposal(proposal, "Rejected"))

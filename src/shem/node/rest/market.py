@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from aiohttp import web
 
 from shem.errors import Refused
 from shem.node.market import Market
-from shem.node.market.lifecycle import Agreement, Proposal, Role, Subscription, shown
+from shem.node.market.lifecycle import Agreement, Proposal, Role, Subscription, check_subscription_id, shown
 from shem.node.market.offers import KnownOffer
 from shem.node.market.store import AgreementEvent, Event
 from shem.node.rest.server import (
@@ -19,10 +19,10 @@ from shem.node.rest.server import (
     query_seconds,
     query_time,
     read_json,
-    read_json_or,
     respond,
     stream_events,
 )
+from shem.terms.ids import parse_node_id
 from shem.wire import market as wire
 from shem.wire.base import Wire, encode
 
@@ -85,7 +85,7 @@ class _SideRest:
         return respond([shape(one) for one in self._market.subscriptions.of(caller(request), self._kind)])
 
     async def unsubscribe(self, request: web.Request) -> web.Response:
-        self._market.subscriptions.end(caller(request), self._kind, names(request)["id"])
+        self._market.subscriptions.end(caller(request), self._kind, self._path(request)["id"])
         return respond(status=204)
 
     async def collect(self, request: web.Request) -> web.Response:
@@ -93,7 +93,7 @@ class _SideRest:
         events = await self._market.subscriptions.collect(
             owner,
             self._kind,
-            names(request)["id"],
+            self._path(request)["id"],
             limit=_max_events(request, self._market),
             timeout_s=query_seconds(request),
             more=self._market.negotiation.initial_proposals if self._role == "Requestor" else _nothing_more,
@@ -102,25 +102,27 @@ class _SideRest:
         return respond([shape for shape in shapes if shape is not None])
 
     async def counter(self, request: web.Request) -> web.Response:
-        body = await read_json(request, wire.NewSubscription)
-        path = names(request)
+        body, path = await read_json(request, wire.NewSubscription), self._path(request)
         created = await self._market.negotiation.counter(
             caller(request), self._role, path["id"], path["proposal"], body.properties, body.constraints
         )
         return respond(created)
 
     async def proposal(self, request: web.Request) -> web.Response:
-        path = names(request)
+        path = self._path(request)
         found = self._market.negotiation.get(caller(request), self._role, path["id"], path["proposal"])
         return respond(proposal_shape(found))
 
     async def reject(self, request: web.Request) -> web.Response:
-        if request.content_type != "application/json":
-            raise Refused("Content type error", code="bad_content_type", hint="send Content-Type: application/json")
-        path = names(request)
-        reason = await read_json_or(request, dict[str, Any], {})
+        reason, path = await _reason(request), self._path(request)
         self._market.negotiation.reject(caller(request), self._role, path["id"], path["proposal"], reason)
         return respond(status=204)
+
+    def _path(self, request: web.Request) -> Mapping[str, str]:
+        """The path's variables. Raises :class:`~shem.node.market.lifecycle.BadId`."""
+        path = names(request)
+        check_subscription_id(path["id"])
+        return path
 
     def _event_shape(self, owner: str, event: Event) -> Wire | None:
         """``None`` for an event whose subject is too old to be known."""
@@ -215,6 +217,8 @@ class _MarketRest:
 
     async def scan_events(self, request: web.Request) -> web.StreamResponse:
         scan_id, owner, issuer = names(request)["id"], caller(request), request.query.get("peerId")
+        if issuer is not None:
+            issuer = parse_node_id(issuer)
         kind = self._market.scans.kind(owner, scan_id)
         if "text/event-stream" in request.headers.get("Accept", ""):
             return await stream_events(request, self._stream(owner, scan_id, kind, issuer))
@@ -330,8 +334,11 @@ def _max_events(request: web.Request, market: Market) -> int:
 
 
 async def _reason(request: web.Request) -> dict[str, Any]:
-    """A reason is optional, and so is the body."""
-    return await read_json_or(request, dict[str, Any], {})
+    """Why; ``null`` for no reason given. One that is given has a message."""
+    reason = await read_json(request, dict[str, Any] | None)  # type: ignore[arg-type]
+    if reason is not None and not isinstance(reason.get("message"), str):
+        raise Refused("a reason is an object with a text 'message', or null", code="bad_reason")
+    return reason or {}
 
 
 def _nothing_more(subscription: Subscription, limit: int) -> list[Event]:

@@ -23,7 +23,7 @@ from shem.node.payment.store import Document, Event, Kind, Transfer, from_us
 from shem.node.rest.server import (
     caller,
     names,
-    query_int,
+    query_limit,
     query_seconds,
     query_time,
     read_json,
@@ -39,6 +39,7 @@ OURS = "/shem-api/v1"
 MAX_LIST = 1000
 MAX_EVENTS = 1000
 DEFAULT_EVENTS = 100
+MAX_DECORATED = 32
 SEND_TIMEOUT_S = 10.0
 
 _REQUESTOR_DEFAULT = "RECEIVED,CANCELLED"
@@ -105,11 +106,18 @@ class _Door:
         try:
             made = await self._payments.allocations.create(caller(request), body)
         except ShemError as error:
-            return _problem(error, body, caller(request))
+            return _problem(error, body, caller(request), self._platform(body.payment_platform))
         return respond(view(made), 201)
 
+    def _platform(self, choice: str | wire.PlatformChoice | None) -> str | None:
+        """The platform that a choice comes down to; ``None`` when there is no such."""
+        try:
+            return self._payments.allocations.platform(choice).platform
+        except BadPlatform:
+            return None
+
     async def allocations(self, request: web.Request) -> web.Response:
-        limit = query_int(request, "maxItems", MAX_ACTIVE, low=1, high=MAX_ACTIVE)
+        limit = query_limit(request, "maxItems", MAX_ACTIVE, most=MAX_ACTIVE)
         found = self._payments.allocations.active(caller(request), query_time(request, "afterTimestamp"), limit)
         return respond([view(allocation) for allocation in found])
 
@@ -118,12 +126,13 @@ class _Door:
 
     async def amend_allocation(self, request: web.Request) -> web.Response:
         body = await read_json(request, wire.AllocationChange)
+        allocation = self._payments.allocations.get(caller(request), names(request)["id"])
         try:
-            amended = await self._payments.allocations.amend(caller(request), names(request)["id"], body)
-        except (AllocationNotFound, AllocationReleased):
+            amended = await self._payments.allocations.amend(caller(request), allocation.allocation_id, body)
+        except (AllocationNotFound, AllocationReleased, TimeoutPassed):
             raise
         except ShemError as error:
-            return _problem(error, body, caller(request))
+            return _problem(error, body, caller(request), allocation.platform)
         return respond(view(amended))
 
     async def release_allocation(self, request: web.Request) -> web.Response:
@@ -134,9 +143,9 @@ class _Door:
         given = request.query.getall("allocationIds", [])
         if len(given) != 1:
             raise Refused("allocationIds must be given once, ids separated by commas", code="bad_query")
-        ids = [part for part in given[0].split(",") if part]
-        if not 0 < len(ids) <= 32:
-            raise Refused("allocationIds must name 1 to 32 allocations", code="bad_query")
+        ids = given[0].split(",")
+        if len(ids) > MAX_DECORATED:
+            raise Refused(f"allocationIds may name {MAX_DECORATED} allocations", code="bad_query")
         return respond(self._payments.allocations.decorations(caller(request), ids))
 
     async def requestor_accounts(self, request: web.Request) -> web.Response:
@@ -157,7 +166,7 @@ class _Door:
 
     def documents(self, kind: Kind) -> Handler:
         async def handle(request: web.Request) -> web.Response:
-            limit = query_int(request, "maxItems", MAX_LIST, low=1, high=MAX_LIST)
+            limit = query_limit(request, "maxItems", MAX_LIST, most=MAX_LIST)
             after = query_time(request, "afterTimestamp")
             return respond([_view(d) for d in self._payments.documents(caller(request), kind, after, limit)])
 
@@ -180,6 +189,7 @@ class _Door:
     def accept(self, kind: Kind) -> Handler:
         async def handle(request: web.Request) -> web.Response:
             body = await read_json(request, wire.Acceptance)
+            query_seconds(request)  # nobody waits: the provider is told when it can be
             self._payments.allocations.release_expired()
             self._payments.requestor.accept(caller(request), kind, names(request)["id"], body)
             return respond(None)
@@ -213,7 +223,7 @@ class _Door:
                 caller(request),
                 kind,
                 after=query_time(request, "afterTimestamp"),
-                limit=query_int(request, "maxEvents", DEFAULT_EVENTS, low=1, high=MAX_EVENTS),
+                limit=query_limit(request, "maxEvents", DEFAULT_EVENTS, most=MAX_EVENTS),
                 session=request.query.get("appSessionId") or None,
                 wanted=[
                     *_wanted(request, "Requestor", _REQUESTOR_DEFAULT, kind),
@@ -245,7 +255,7 @@ class _Door:
         return await self._payments.transfers(
             caller(request),
             after=query_time(request, "afterTimestamp"),
-            limit=query_int(request, "maxEvents", DEFAULT_EVENTS, low=1, high=MAX_EVENTS),
+            limit=query_limit(request, "maxEvents", DEFAULT_EVENTS, most=MAX_EVENTS),
             session=request.query.get("appSessionId") or None,
             # Without a time-out the original answers at once here, other than with events.
             timeout_s=query_seconds(request, default=0.0),
@@ -411,17 +421,18 @@ def _wanted(request: web.Request, role: str, default: str, kind: Kind) -> Iterab
             yield role, _PREFIX[kind] + suffix
 
 
-def _problem(error: ShemError, body: wire.NewAllocation | wire.AllocationChange, owner: str) -> web.Response:
-    """``application/problem+json``, as the API has it for allocations."""
+def _problem(
+    error: ShemError, body: wire.NewAllocation | wire.AllocationChange, owner: str, platform: str | None
+) -> web.Response:
+    """``application/problem+json``, as the API has it for allocations. ``platform``: the one that is meant."""
     base = f"{ROOT}/allocations/"
     problem: dict[str, Any] = {"detail": error.message, "requestBody": msgspec.to_builtins(body)}
-    platform = problem["requestBody"].get("paymentPlatform")
     if isinstance(error, BadPlatform):
         problem |= {
             "type": base + "bad-payment-platform",
             "detail": "Payment platform doesn't parse",
             "parseError": error.message,
-            "requestedPaymentPlatform": platform,
+            "requestedPaymentPlatform": problem["requestBody"].get("paymentPlatform"),
         }
     elif isinstance(error, Refused | FundsShort):
         problem |= {"type": base + "validation-error", "address": owner, "paymentPlatform": platform}
@@ -429,7 +440,7 @@ def _problem(error: ShemError, body: wire.NewAllocation | wire.AllocationChange,
             problem["instance"] = base + "validation-error/timeout-passed"
             problem["requestedTimeout"] = problem["requestBody"].get("timeout")
         elif isinstance(error, FundsShort):
-            problem["instance"] = base + "validation-error/insufficient-funds"
+            problem["instance"] = base + "validation-error/insufficient-account-funds"
             problem |= {
                 "requestedFunds": error.details["requested_funds"],
                 "availableFunds": error.details["available_funds"],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -47,8 +48,9 @@ MAX_BODY_BYTES = 8 << 20
 MAX_POLL_S = 60.0
 """``MAX_REST_TIMEOUT`` of the original daemon: longer polls are shortened to it."""
 DEFAULT_POLL_S = 5.0
-_SECONDS = re.compile(r"\+?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[iI]nf(?:inity)?")
+_SECONDS = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[iI]nf(?:inity)?")
 _FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+_MANY = 1 << 32
 _WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
 
 _STATUS: list[tuple[type[BaseException], int]] = [
@@ -87,21 +89,14 @@ def caller(request: web.Request) -> str:
 async def read_json(request: web.Request, shape: type[T]) -> T:
     """The body as ``shape``. Raises :class:`~shem.errors.Refused` (``bad_json``) with the place that is wrong."""
     _check_length(request)
+    if request.content_type != "application/json":
+        raise errors.Refused("Content type error", code="bad_content_type", hint="send Content-Type: application/json")
     try:
         found = msgspec.json.decode(await request.read(), type=shape)
     except DECODE_ERRORS as error:
         raise errors.Refused(f"the body is not what this call takes: {error}", code="bad_json") from None
     _check_times(found)
     return found
-
-
-async def read_json_or(request: web.Request, shape: type[T], default: T) -> T:
-    """Like :func:`read_json`; an empty body or ``null`` gives ``default``."""
-    _check_length(request)
-    body = await request.read()
-    if not body.strip() or body.strip() == b"null":
-        return default
-    return await read_json(request, shape)
 
 
 def _check_length(request: web.Request) -> None:
@@ -120,20 +115,26 @@ def _check_times(body: object) -> None:
 
 
 def query_seconds(request: web.Request, name: str = "timeout", default: float = DEFAULT_POLL_S) -> float:
-    """A duration from the query, in seconds (may be fractional), bounded to ``[0, MAX_POLL_S]``."""
-    text = request.query.get(name)
+    """A duration from the query, in seconds (may be fractional), bounded to ``[0, MAX_POLL_S]``: what is left of a
+    caller's own time may be less than nothing."""
+    text = _given(request, name)
     if text is None:
         return default
     # float() alone would also take underscores, blanks and the digits of other scripts
     seconds = float(text) if _SECONDS.fullmatch(text) else float("nan")
-    if not seconds >= 0:
+    if math.isnan(seconds):
         raise errors.Refused(f"{name} must be a number of seconds, not {text!r}", code="bad_query")
-    return min(seconds, MAX_POLL_S)
+    return min(max(seconds, 0.0), MAX_POLL_S)
+
+
+def query_limit(request: web.Request, name: str, default: int, *, most: int) -> int:
+    """How many the caller wants, from none; more than ``most`` are not given."""
+    return min(query_int(request, name, default, low=0, high=_MANY), most)
 
 
 def query_int(request: web.Request, name: str, default: int, *, low: int, high: int) -> int:
     """A whole number from the query; refused outside ``[low, high]``."""
-    text = request.query.get(name)
+    text = _given(request, name)
     if text is None:
         return default
     number = int(text) if _WHOLE.fullmatch(text) else low - 1
@@ -144,7 +145,7 @@ def query_int(request: web.Request, name: str, default: int, *, low: int, high: 
 
 def query_time(request: web.Request, name: str) -> datetime | None:
     """A time from the query, aware; ``None`` when absent."""
-    text = request.query.get(name)
+    text = _given(request, name)
     if text is None:
         return None
     try:
@@ -155,6 +156,13 @@ def query_time(request: web.Request, name: str) -> datetime | None:
     except ValueError:
         raise errors.Refused(f"{name} must be an RFC 3339 time with a zone, not {text!r}", code="bad_query") from None
     return moment
+
+
+def _given(request: web.Request, name: str) -> str | None:
+    found = request.query.getall(name, [])
+    if len(found) > 1:
+        raise errors.Refused(f"{name} is given {len(found)} times", code="bad_query")
+    return found[0] if found else None
 
 
 def respond(value: object = None, status: int = 200) -> web.Response:
@@ -241,7 +249,7 @@ def build_app(
         except errors.ShemError as error:
             status = status_of(error)
             count_error(error.code)
-            if status >= 500:
+            if status >= 500 and not isinstance(error, errors.NotImplementedHere):
                 log.warning("%s %s: %s", request.method, request.path, error)
             return respond(error.as_dict(), status)
         except web.RequestPayloadError:
