@@ -258,7 +258,7 @@ class Clients:
         private = self.scratch / f"hosts-{secrets.token_hex(4)}"
         private.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in hosts.items()))
         resolver = self.scratch / "resolv.conf"
-        resolver.write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
+        resolver.write_text("options timeout:1 attempts:1\n")
         bind = [str(bwrap), "--dev-bind", "/", "/", "--ro-bind", str(private), "/etc/hosts"]
         return [*bind, "--ro-bind", str(resolver), str(Path("/etc/resolv.conf").resolve()), "--"]
 

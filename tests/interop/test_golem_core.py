@@ -75,8 +75,8 @@ async def test_files_go_there_and_back(clients: Clients, books: Books) -> None:
 async def test_the_event_bus_tells_the_whole_story(clients: Clients, books: Books) -> None:
     events = (await clients.run_python(CLIENT, "golem_core/events.py")).result["events"]
     story = [
-        *("SessionStarted", "NewAllocation", "NewDemand", "NewProposal", "NewAgreement", "NewActivity"),
-        *("NewPoolingBatch", "BatchFinished", "ActivityClosed", "AgreementClosed", "NewInvoice", "AllocationClosed"),
+        *("NewAllocation", "NewDemand", "NewProposal", "NewAgreement", "NewActivity"),
+        *("NewPoolingBatch", "BatchFinished", "ActivityClosed", "AgreementClosed", "NewInvoice", "ResourceClosed"),
         *("ShutdownStarted", "ShutdownFinished"),
     ]
     missing = [name for name in story if name not in events]

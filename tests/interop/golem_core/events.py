@@ -16,13 +16,12 @@ async def main():
     async def keep(event):
         seen.append(type(event).__name__)
 
-    golem = GolemNode()
-    await golem.event_bus.start()
-    await golem.event_bus.on(Event, keep)
-    async with golem, Managers(golem) as managers:
-        activities = SingleUseActivityManager(golem, managers.agreement.get_agreement)
-        async with activities, SequentialWorkManager(golem, activities.get_activity) as works:
-            await works.do_work(work)
+    async with GolemNode() as golem:
+        await golem.event_bus.on(Event, keep)
+        async with Managers(golem) as managers:
+            activities = SingleUseActivityManager(golem, managers.agreement.get_agreement)
+            async with activities, SequentialWorkManager(golem, activities.get_activity) as works:
+                await works.do_work(work)
     return {"events": seen}
 
 

@@ -30,7 +30,7 @@ async def dear(golem):
     plugins = [RejectIfCostsExceeds(0.0000001, LinearCoeffsCost("price_initial")), negotiating()]
     async with Managers(golem, plugins=plugins) as managers:
         try:
-            await asyncio.wait_for(managers.agreement.get_agreement(), 4)
+            await asyncio.wait_for(managers.agreement.get_agreement(), 2)
         except TimeoutError:
             return "nobody"
 

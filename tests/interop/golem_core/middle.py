@@ -7,6 +7,12 @@ from golem.node import GolemNode
 from golem.resources import BatchError, BatchTimeoutError, Run
 
 
+async def end_of(activity):
+    while (state := (await activity.get_state()).state[0]) != "Terminated":  # noqa: ASYNC110 - nothing tells
+        await asyncio.sleep(0.1)
+    return state
+
+
 async def main():
     told, agreements = {}, []
     async with GolemNode() as golem:
@@ -28,9 +34,7 @@ async def main():
                     await batch.wait()
                 except BatchError:
                     told[what].append("failed")
-                while (state := (await activity.get_state()).state[0]) != "Terminated":
-                    await asyncio.sleep(0.1)
-            told[what].append(state)
+                told[what].append(await end_of(activity))
         await payments.finish(*agreements)
     return told
 

@@ -1,5 +1,7 @@
 """Many tasks on several machines; one task is refused at first and done again, on a machine that its worker was not."""
 
+import asyncio
+
 from common import TIMEOUT, Record, image, run
 from yapapi import Golem, Task
 
@@ -7,6 +9,7 @@ TASKS, WORKERS = 12, 3
 
 
 async def worker(context, tasks):
+    await EVERYBODY.wait()
     async for task in tasks:
         script = context.new_script()
         script.run("/bin/sh", "-c", f"echo {task.data} > /golem/work/number")
@@ -20,7 +23,7 @@ async def worker(context, tasks):
             task.accept_result(result=(square, context.provider_id))
 
 
-REFUSED = []
+EVERYBODY, REFUSED = asyncio.Barrier(WORKERS), []
 
 
 async def main():
