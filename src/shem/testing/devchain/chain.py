@@ -46,8 +46,8 @@ def address_bytes(text: str) -> bytes:
     return bytes.fromhex(text.removeprefix("0x"))
 
 
-def genesis_accounts() -> dict[bytes, Account]:
-    """The faucet with all coins and tokens; the token and the multi-transfer at their fixed places."""
+def genesis_accounts(chain_id: int) -> dict[bytes, Account]:
+    """The faucet with all coins and tokens; the token, the multi-transfer and the vault at their fixed places."""
     faucet = address_bytes(faucet_address())
     layout = places.artifact("Token")["storageLayout"]
     balances = int(layout["balanceOf"]).to_bytes(32, "big")
@@ -63,7 +63,17 @@ def genesis_accounts() -> dict[bytes, Account]:
         address_bytes(places.MULTI_TRANSFER_ADDRESS): Account(
             code=places.runtime_code("MultiTransfer") + token.rjust(32, b"\0")
         ),
+        address_bytes(places.VAULT_ADDRESS): Account(code=_vault_code(token, chain_id)),
     }
+
+
+def _vault_code(token: bytes, chain_id: int) -> bytes:
+    """As the constructor would leave it: the code, then its immutables token, chain id and EIP-712 domain."""
+    kind = keccak(text="EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)")
+    words = [token.rjust(32, b"\0"), chain_id.to_bytes(32, "big")]
+    named = kind + keccak(text="Shem vault") + keccak(text="1")
+    domain = keccak(named + words[1] + address_bytes(places.VAULT_ADDRESS).rjust(32, b"\0"))
+    return places.runtime_code("Vault") + b"".join([*words, domain])
 
 
 def faucet_address() -> str:
@@ -90,7 +100,7 @@ class Chain:
         self.pool = Mempool()
         head = self._store.head()
         if head is None:
-            header = self._evm.genesis(genesis_accounts(), int(time.time()))
+            header = self._evm.genesis(genesis_accounts(chain_id), int(time.time()))
             with self._store.transaction():
                 self._store.set_meta("chain_id", str(chain_id))
                 self._append(header, [])
