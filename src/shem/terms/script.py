@@ -157,7 +157,7 @@ class Transfer(_Part, kw_only=True, frozen=True):
     to: Argument
     format: Short | None = None
     depth: Size | None = None
-    fileset: Fileset | list[Short] | Short | None = None
+    fileset: Fileset | list[Fileset | Short] | Short | None = None
     progress: ProgressOption | None = None
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import re
 import signal
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 from shem.client.exeunit import ExeUnitLink
-from shem.client.files import FilesApi
-from shem.cogs.tasks import TaskScope
 from shem.provider.exeunit.capture import OutputBudget, StreamCapture
 from shem.provider.exeunit.failures import (
     DISK_FULL,
@@ -22,18 +18,16 @@ from shem.provider.exeunit.failures import (
     nonzero_exit,
     not_started,
 )
-from shem.provider.exeunit.machine import Machine
+from shem.provider.exeunit.machine import Machine, Tools
+from shem.provider.exeunit.progress import ProgressReports
 from shem.provider.exeunit.transfer import Transfers
 from shem.runtimes.base import CommandNotStarted, ExitStatus, ImageConfig, Limits, Sandbox, SandboxUsage
-from shem.terms.script import Command, Deploy, ProgressOption, Run, Start, Transfer
-from shem.wire.exeunit import Progress, Stderr, Stdout
-
-T = TypeVar("T")
+from shem.terms.script import Command, Deploy, Run, Start, Transfer
+from shem.wire.exeunit import Stderr, Stdout
 
 START_ENTRYPOINT = "start-entrypoint"
 """The argument of ``start`` that asks for the image's own program."""
 _MAX_TIMEOUT_S = 366 * 24 * 3600.0
-_PROGRESS_INTERVAL_S = 0.3
 _FULL = 0.98
 _NEARLY_FULL = 0.8
 _NO_SPACE = b"No space left on device"
@@ -51,11 +45,11 @@ class Commands:
     """Runs deploy, start, run and transfer; reports output and progress on the way."""
 
     def __init__(
-        self, machine: Machine, files: FilesApi, link: ExeUnitLink, on_sandbox: Callable[[Sandbox], None]
+        self, machine: Machine, tools: Tools, link: ExeUnitLink, on_sandbox: Callable[[Sandbox], None]
     ) -> None:
         """``on_sandbox`` is told of each new sandbox."""
         self._machine = machine
-        self._files = files
+        self._tools = tools
         self._link = link
         self._on_sandbox = on_sandbox
 
@@ -63,7 +57,7 @@ class Commands:
         """Carry out one command whose turn it is. Raises :class:`CommandFailed` and other errors of the work."""
         match command:
             case Deploy():
-                progress = _Progress(self._link, batch_id, index, command.progress)
+                progress = ProgressReports(self._link, batch_id, index, command.progress)
                 printed = await progress.during(self._machine.deploy(command, progress.fetching))
                 self._on_sandbox(self._machine.running)
                 await self._link.emit_output(batch_id, index, Stdout, printed.encode())
@@ -72,16 +66,21 @@ class Commands:
             case Run():
                 await self._run(batch_id, index, command, _timeout(raw), budget)
             case Transfer():
-                progress = _Progress(self._link, batch_id, index, command.progress)
-                transfers = Transfers(
-                    self._machine.running.guest,
-                    self._files,
-                    max_bytes=self._machine.limits.disk_bytes,
-                    check_path=self._machine.check_path,
-                )
-                await progress.during(transfers.run(command, progress.moved))
+                progress = ProgressReports(self._link, batch_id, index, command.progress)
+                await progress.during(self._transfers().run(command, progress.moved))
             case _:
                 raise CommandFailed(UNSUPPORTED, "signed results are not offered here")
+
+    def _transfers(self) -> Transfers:
+        machine = self._machine
+        return Transfers(
+            machine.running.guest,
+            self._tools.files,
+            self._tools.web,
+            max_bytes=machine.limits.disk_bytes,
+            directory=machine.directory,
+            check_path=machine.check_path,
+        )
 
     async def _start(self, command: Start) -> None:
         if START_ENTRYPOINT not in command.args:
@@ -165,57 +164,6 @@ def _program(command: Run, image: ImageConfig) -> list[str]:
     if not argv:
         raise CommandFailed(NO_ENTRYPOINT, "the image has neither an ENTRYPOINT nor a CMD, and there are no arguments")
     return argv
-
-
-class _Progress:
-    """Reports how far a deploy or transfer is, when the command asks for it: the newest numbers, not each of them."""
-
-    def __init__(self, link: ExeUnitLink, batch_id: str, index: int, option: ProgressOption | None) -> None:
-        self._link = link
-        self._place = (batch_id, index)
-        self._interval_s = None if option is None else _interval(option.update_interval)
-        self._newest: Progress | None = None
-        self._changed = asyncio.Event()
-
-    def fetching(self, done: int, total: int, what: str) -> None:
-        """The image store's word; a total of 0 is not known yet."""
-        self._note(Progress(step=(0, 1), message=what, progress=(done, total or None), unit="Bytes"))
-
-    def moved(self, done: int, total: int | None) -> None:
-        """A transfer's word."""
-        self._note(Progress(step=(0, 1), progress=(done, total), unit="Bytes"))
-
-    async def during(self, work: Coroutine[Any, Any, T]) -> T:
-        """Report while ``work`` runs."""
-        if self._interval_s is None:
-            return await work
-        async with TaskScope("progress") as scope:
-            scope.start(self._report(self._interval_s), "report")
-            result = await work
-        if self._newest is not None:
-            await self._link.emit(*self._place, self._newest)
-        return result
-
-    def _note(self, progress: Progress) -> None:
-        self._newest = progress
-        self._changed.set()
-
-    async def _report(self, interval_s: float) -> None:
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            newest, self._newest = self._newest, None
-            if newest is not None:
-                await self._link.emit(*self._place, newest)
-            await asyncio.sleep(interval_s)  # a rate, not a wait: whatever comes meanwhile is merged
-
-
-def _interval(text: str | None) -> float:
-    """``300ms``, ``2s``: seconds, within reason; the default for anything else."""
-    found = re.fullmatch(r"(\d{1,6})(ms|s)", text or "")
-    if found is None:
-        return _PROGRESS_INTERVAL_S
-    return min(60.0, max(0.05, int(found[1]) / (1000 if found[2] == "ms" else 1)))
 
 
 def _timeout(raw: dict[str, Any]) -> float | None:

@@ -123,6 +123,11 @@ class Machine:
             raise CommandFailed("sandbox_died", "there is no sandbox")
         return self.sandbox
 
+    @property
+    def directory(self) -> Path:
+        """Of this agent, on the disk that it lends."""
+        return self._place.directory
+
     def check_path(self, path: str) -> None:
         """Whether files may travel to and from there. Raises :class:`CommandFailed` (``path_not_found``)."""
         if self._place.runtime == VM and not is_within(path, self.volumes):

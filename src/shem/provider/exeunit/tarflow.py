@@ -9,8 +9,7 @@ requestor from a broken archive, not the machine).
 from __future__ import annotations
 
 import tarfile
-import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Literal
 
 import msgspec
@@ -69,11 +68,6 @@ def header(member: Member) -> bytes:
 def padding(size: int) -> bytes:
     """The zeros that fill the last block of a member of ``size`` bytes."""
     return bytes(-size % BLOCK)
-
-
-def end() -> bytes:
-    """The two empty blocks at the end of an archive."""
-    return _END
 
 
 class TarReader:
@@ -179,32 +173,15 @@ class TarReader:
         return True
 
 
-async def gunzip(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Decompress as it comes; no output piece is larger than 128 KiB, whatever the input claims to expand to."""
-    inflater = zlib.decompressobj(wbits=31)
-    try:
-        async for piece in pieces:
-            data = piece
-            while data and not inflater.eof:
-                out = inflater.decompress(data, _PIECE)
-                data = inflater.unconsumed_tail
-                if out:
-                    yield out
-            while not inflater.eof and (out := inflater.decompress(inflater.unconsumed_tail, _PIECE)):
-                yield out
-    except zlib.error as error:
-        raise bad_archive(f"it is not gzip: {error}") from None
-    if not inflater.eof:
-        raise bad_archive("it ends in the middle of the compressed data")
-
-
-async def gzip(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Compress as it comes, at the fast end."""
-    deflater = zlib.compressobj(1, wbits=31)
-    async for piece in pieces:
-        if out := deflater.compress(piece):
-            yield out
-    yield deflater.flush()
+async def pack_tar(members: Iterable[Member], read: Callable[[Member], AsyncIterator[bytes]]) -> AsyncIterator[bytes]:
+    """A tar of these members; ``read`` gives the bytes of each file, exactly as many as its size says."""
+    for member in members:
+        yield header(member)
+        if member.kind == "file":
+            async for piece in read(member):
+                yield piece
+            yield padding(member.size)
+    yield _END
 
 
 def clean(name: str) -> str:

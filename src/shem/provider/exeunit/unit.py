@@ -77,7 +77,7 @@ class ExeUnit:
         self._on_usage = on_usage
         self._meter = Meter(clock, plan.usage_vector, threads=plan.place.limits.cpus)
         self._machine = Machine(plan.activity_id, plan.place, tools, self._meter)
-        self._commands = Commands(self._machine, tools.files, link, self._watch)
+        self._commands = Commands(self._machine, tools, link, self._watch)
         self._scope = TaskScope(f"unit {plan.activity_id[:8]}")
         self._state = "New"
         self._waiting: deque[Execute] = deque()

@@ -9,6 +9,7 @@ under a deadline. A URL may hold a password or a signature: errors name the host
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
 import socket
 from collections.abc import AsyncIterator, Mapping
@@ -86,7 +87,7 @@ class Web:
             for _ in range(_REDIRECTS + 1):
                 host = here.host or ""
                 try:
-                    response = await session.get(here, auth=login, allow_redirects=False)
+                    response = await session.get(here, headers=login, allow_redirects=False)
                 except (aiohttp.ClientError, OSError, ValueError) as error:
                     raise _broken(host, error) from None
                 try:
@@ -98,7 +99,7 @@ class Web:
                 finally:
                     response.close()
                 if there.origin() != here.origin():
-                    login = None
+                    login = {}
                 here = there
         raise WebFailed(f"{here.host} redirects more than {_REDIRECTS} times")
 
@@ -109,16 +110,14 @@ class Web:
         """
         here, login = self._place(url)
         host = here.host or ""
-        headers = {"Content-Type": "application/octet-stream"}
+        headers = {"Content-Type": "application/octet-stream", **login}
         if size is not None:
             headers["Content-Length"] = str(size)
         async with self._session() as session:
             try:
                 async with asyncio.timeout(_STALL_S) as limit:
                     body = _timed(content, limit)
-                    async with session.put(
-                        here, auth=login, data=body, headers=headers, allow_redirects=False
-                    ) as response:
+                    async with session.put(here, data=body, headers=headers, allow_redirects=False) as response:
                         if response.status in _REDIRECT_STATUSES:
                             raise WebFailed(f"{host} redirects an upload, which cannot be followed")
                         _check_status(response.status, host)
@@ -136,8 +135,8 @@ class Web:
             read_bufsize=_CHUNK,
         )
 
-    def _place(self, text: str) -> tuple[URL, aiohttp.BasicAuth | None]:
-        """A URL without its login, and the login."""
+    def _place(self, text: str) -> tuple[URL, dict[str, str]]:
+        """A URL without its login, and the header that shows the login."""
         try:
             if len(text) > MAX_URL:
                 raise ValueError
@@ -146,9 +145,10 @@ class Web:
             host, user, password = url.host, url.user, url.password
             if url.scheme not in ("http", "https") or not host or not url.port:
                 raise ValueError
-            login = None
+            login = {}
             if user is not None or password is not None:
-                login = aiohttp.BasicAuth(user or "", password or "", encoding="utf-8")
+                shown = base64.b64encode(f"{user or ''}:{password or ''}".encode()).decode()
+                login["Authorization"] = f"Basic {shown}"
         except ValueError:
             raise WebRefused("that is not an http or https URL") from None
         if not self._private and not is_public(host):
