@@ -172,7 +172,7 @@ NEGOTIATED = {INTERVAL: 120, PAYMENT_TIMEOUT: 18000, ACCEPT_TIMEOUT: 240}
     ("hourly", "terms"),
     [
         (("0.005", "0.025"), NEGOTIATED),
-        (("0.6", "1.2"), {}),
+        (("0.252", "2.52"), {}),
         (("0.333333", "0.000001"), NEGOTIATED),
         (("35.99", "7.77"), NEGOTIATED),
     ],
