@@ -12,7 +12,7 @@ import asyncio
 import base64
 import re
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -74,9 +74,17 @@ class WebDownload:
 class Web:
     """The way out. Stateless but for a limit on look-ups: each request has its own connection, which ends with it."""
 
-    def __init__(self, private_addresses: bool = False) -> None:
-        """``private_addresses``: whether a URL may lead to this machine's own network, and to this machine."""
-        self._private = private_addresses
+    def __init__(
+        self,
+        private_addresses: bool = False,
+        *,
+        public: Callable[[str], bool] = is_public,
+        names: Callable[[], AbstractResolver] = aiohttp.ThreadedResolver,
+    ) -> None:
+        """``private_addresses``: whether a URL may lead to this machine's own network, and to this machine. ``public`` says
+        whether an address is everybody's (``True`` for names), ``names`` makes what resolves names."""
+        self._allowed = _any if private_addresses else public
+        self._names = names
         self._look_ups = asyncio.Semaphore(_LOOK_UPS)
 
     @asynccontextmanager
@@ -125,7 +133,7 @@ class Web:
                 raise _broken(host, error) from None
 
     def _session(self) -> aiohttp.ClientSession:
-        resolver = _Guard(self._private, self._look_ups)
+        resolver = _Guard(self._allowed, self._names(), self._look_ups)
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -151,7 +159,7 @@ class Web:
                 login["Authorization"] = f"Basic {shown}"
         except ValueError:
             raise WebRefused("that is not an http or https URL") from None
-        if not self._private and not is_public(host):
+        if not self._allowed(host):
             raise _private(host)
         return url.with_user(None).with_fragment(None), login
 
@@ -159,25 +167,27 @@ class Web:
 class _Guard(AbstractResolver):
     """Resolves names, and leaves out addresses that are nobody's business. The answer is what is connected to."""
 
-    def __init__(self, private_addresses: bool, look_ups: asyncio.Semaphore) -> None:
-        self._private = private_addresses
+    def __init__(self, allowed: Callable[[str], bool], inner: AbstractResolver, look_ups: asyncio.Semaphore) -> None:
+        self._allowed = allowed
         self._look_ups = look_ups
-        self._inner = aiohttp.ThreadedResolver()
+        self._inner = inner
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
         async with asyncio.timeout(_LOOK_UP_S), self._look_ups:
             found = await self._inner.resolve(host, port, family)
-        if self._private:
-            return found
-        public = [each for each in found if is_public(each["host"])]
-        if found and not public:
+        allowed = [each for each in found if self._allowed(each["host"])]
+        if found and not allowed:
             raise _private(host)
-        return public
+        return allowed
 
     async def close(self) -> None:
         await self._inner.close()
+
+
+def _any(host: str) -> bool:
+    return True
 
 
 async def _timed(content: AsyncIterator[bytes], limit: asyncio.Timeout) -> AsyncIterator[bytes]:
