@@ -1,15 +1,19 @@
-"""Schemaless FlexBuffers: writing by the library, reading by ourselves.
+"""Schemaless FlexBuffers, as JavaScript can use them, and with nothing in them that could harm the reader.
 
-A FlexBuffer is a graph of offsets, and the library follows them wherever they lead: into loops of vectors that share their
-members (a few hundred bytes that unfold into gigabytes), or before the beginning, where an index of Python counts from the
-end. What strangers' programs send is therefore read here: every access is checked against the buffer, and depth, number of
-values and bytes of text are bounded. Blobs are views of the buffer, not copies.
+A FlexBuffer is a graph of offsets. A reader that follows them wherever they lead is led into vectors that share their members
+(a few hundred bytes that unfold into gigabytes), or before the beginning, where an index of Python counts from the end. Here
+every access is checked against the buffer, and depth, number of values and bytes of text are bounded. Blobs are views of the
+buffer, not copies.
+
+The width of a vector's widest number is that of all, and what is wider than 32 bits arrives in JavaScript as a BigInt, which
+breaks arithmetic. So wide numbers are written elsewhere and pointed to, where they widen nothing else.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from shem.errors import Refused
 
@@ -17,7 +21,7 @@ MAX_DEPTH = 16
 MAX_VALUES = 4096
 MAX_KEY_BYTES = 256
 SAFE_INT = (1 << 31) - 1
-"""The largest number that is written in 32 bits: a wider one arrives in JavaScript as a BigInt, which breaks arithmetic."""
+"""The largest whole number that JavaScript gets as a number: see :func:`number`."""
 
 _NULL, _INT, _UINT, _FLOAT, _KEY, _STRING, _INDIRECT_INT, _INDIRECT_UINT, _INDIRECT_FLOAT, _MAP, _VECTOR = range(11)
 _TYPED = {11: _INT, 12: _UINT, 13: _FLOAT, 14: _KEY, 36: 26}
@@ -33,14 +37,12 @@ class BadFlexBuffer(Refused):
 
 
 def dumps(value: Any) -> bytes:
-    """A value of maps, lists, text, ``bytes``, numbers, booleans and ``None`` as bytes."""
-    from flatbuffers import flexbuffers  # takes a while to load, and a program that moves no file needs none of it
-
-    return bytes(flexbuffers.Dumps(value))
+    """A value of maps, lists, text, bytes, numbers, booleans and ``None``. Raises :class:`BadFlexBuffer` for any other."""
+    return _Writer().root(value)
 
 
 def number(value: int) -> int | float:
-    """A whole number up to 2^53, so that every reader gets a plain number (see :data:`SAFE_INT`)."""
+    """A whole number up to 2^53 so that JavaScript can calculate with it."""
     return value if -SAFE_INT <= value <= SAFE_INT else float(value)
 
 
@@ -52,6 +54,140 @@ def loads(data: bytes) -> Any:
     if width not in {1, 2, 4, 8}:
         raise BadFlexBuffer("its root has no width")
     return _Reader(data).value(len(data) - 2 - width, width, data[-2], MAX_DEPTH)
+
+
+class _Stored(NamedTuple):
+    """A value that is to be written into its parent: itself (as bytes of any width), or the place where it is."""
+
+    kind: int
+    width: int  # 0…3, for 1, 2, 4 and 8 bytes
+    inline: Callable[[int], bytes] | None = None
+    place: int = 0
+
+    def bytes_at(self, position: int, width: int) -> bytes | None:
+        """``None`` when it does not fit into this width."""
+        if self.inline is not None:
+            return self.inline(1 << width) if self.width <= width else None
+        distance = position - self.place
+        return distance.to_bytes(1 << width, "little") if distance < 1 << (8 << width) else None
+
+    def packed(self, parent: int) -> int:
+        """Its type, as it stands in a parent of that width."""
+        return self.kind << 2 | (self.width if self.inline is None else max(self.width, parent))
+
+
+class _Writer:
+    def __init__(self) -> None:
+        self._out = bytearray()
+
+    def root(self, value: Any) -> bytes:
+        stored = self._add(value, MAX_DEPTH)
+        _, width = self._vector((), (stored,), bare=True)
+        self._out += bytes((stored.packed(width), 1 << width))
+        return bytes(self._out)
+
+    def _add(self, value: Any, depth: int) -> _Stored:
+        if depth < 0:
+            raise BadFlexBuffer("it is too deep")
+        match value:
+            case None:
+                return _Stored(_NULL, 0, bytes)
+            case bool():
+                return _whole(_BOOL, int(value), 0)
+            case int():
+                return self._int(value)
+            case float():
+                return self._float(value)
+            case str():
+                return self._sized(_STRING, _utf8(value), end=b"\0")
+            case bytes() | bytearray() | memoryview():
+                return self._sized(_BLOB, value)
+            case dict():
+                return self._map(value, depth)
+            case list() | tuple():
+                place, width = self._vector((), [self._add(item, depth - 1) for item in value])
+                return _Stored(_VECTOR, width, place=place)
+        raise BadFlexBuffer(f"there is no {type(value).__name__} in it")
+
+    def _int(self, value: int) -> _Stored:
+        width = next((w for w in range(4) if -(1 << (8 << w) - 1) <= value < 1 << (8 << w) - 1), 4)
+        if width > 3:
+            raise BadFlexBuffer("it has no numbers of more than 64 bits")
+        return _whole(_INT, value, width) if width < 3 else self._indirect(_INDIRECT_INT, struct.pack("<q", value))
+
+    def _float(self, value: float) -> _Stored:
+        try:
+            short = struct.pack("<f", value)
+        except OverflowError:
+            short = b""
+        if not short or (struct.unpack("<f", short)[0] != value and value == value):  # noqa: PLR0124 - but for what is no number
+            return self._indirect(_INDIRECT_FLOAT, struct.pack("<d", value))
+        return _Stored(_FLOAT, 2, lambda width: short if width == 4 else struct.pack("<d", value))
+
+    def _indirect(self, kind: int, eight: bytes) -> _Stored:
+        self._align(3)
+        self._out += eight
+        return _Stored(kind, 3, place=len(self._out) - 8)
+
+    def _sized(self, kind: int, content: bytes | bytearray | memoryview, end: bytes = b"") -> _Stored:
+        width = _width(len(content))
+        self._align(width)
+        self._out += len(content).to_bytes(1 << width, "little")
+        place = len(self._out)
+        self._out += content
+        self._out += end
+        return _Stored(kind, width, place=place)
+
+    def _map(self, value: dict[Any, Any], depth: int) -> _Stored:
+        if not all(isinstance(key, str) and "\0" not in key for key in value):
+            raise BadFlexBuffer("it has a key that can be none")
+        names = sorted(_utf8(key) for key in value)
+        if any(len(name) >= MAX_KEY_BYTES for name in names):
+            raise BadFlexBuffer("it has a key that is too long")
+        keys = []
+        for name in names:
+            keys.append(_Stored(_KEY, 0, place=len(self._out)))
+            self._out += name + b"\0"
+        values = [self._add(value[name.decode()], depth - 1) for name in names]
+        keys_place, keys_width = self._vector((), keys, typed=True)
+        before = (_Stored(_VECTOR, keys_width, place=keys_place), _whole(_UINT, 1 << keys_width, 0))
+        place, width = self._vector(before, values)
+        return _Stored(_MAP, width, place=place)
+
+    def _vector(
+        self, before: Sequence[_Stored], items: Sequence[_Stored], *, typed: bool = False, bare: bool = False
+    ) -> tuple[int, int]:
+        """Its place and its width. ``bare``: without its count."""
+        head = list(before) if bare else [*before, _whole(_UINT, len(items), _width(len(items)))]
+        for width in range(4):
+            start = len(self._out) + (-len(self._out) & (1 << width) - 1)
+            written = [item.bytes_at(start + (i << width), width) for i, item in enumerate((*head, *items))]
+            if None not in written:
+                break
+        self._align(width)
+        place = len(self._out) + (len(head) << width)
+        self._out += b"".join(piece for piece in written if piece is not None)
+        if not typed and not bare:
+            self._out += bytes(item.packed(width) for item in items)
+        return place, width
+
+    def _align(self, width: int) -> None:
+        self._out += bytes(-len(self._out) & (1 << width) - 1)
+
+
+def _whole(kind: int, value: int, width: int) -> _Stored:
+    return _Stored(kind, width, lambda size: value.to_bytes(size, "little", signed=kind == _INT))
+
+
+def _width(count: int) -> int:
+    return next(width for width in range(4) if count < 1 << (8 << width))
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise BadFlexBuffer("it has text that is none") from None
 
 
 class _Reader:

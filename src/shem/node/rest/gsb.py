@@ -47,8 +47,6 @@ class _Api:
         self._bus = bus
 
     async def bind(self, request: web.Request) -> web.Response:
-        if request.content_type != "application/json":
-            raise Refused("Content type error", code="bad_content_type")
         asked = (await read_json(request, ServiceRequest)).listen
         listen = Listen(on=asked.on, components=asked.components)
         id_ = self._bus.bind(caller(request), listen, shared=asked.shared)
