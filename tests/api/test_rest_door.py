@@ -12,7 +12,7 @@ from tests.api.conftest import MARKET, QUICK_S, Call, World, assert_shaped
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-OPEN = {"/version/get"}
+OPEN = {"/version/get", "/metrics-api/v1/expose", "/metrics-api/v1/sorted"}
 
 
 async def test_nobody_gets_anywhere_without_a_key(world: World) -> None:

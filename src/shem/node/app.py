@@ -23,7 +23,7 @@ from aiohttp import web
 
 from shem.cogs.clock import SystemClock
 from shem.cogs.locks import try_lock
-from shem.cogs.places import KEY_FILE
+from shem.cogs.places import KEY_FILE, URL_FILE, owners_key
 from shem.errors import Misconfigured
 from shem.node.activity.service import Activities
 from shem.node.config import NodeConfig
@@ -35,6 +35,7 @@ from shem.node.gsb.gftp import GftpServices
 from shem.node.gsb.service import Bus
 from shem.node.identity.appkeys import AUTOCONFIGURED, LOCAL, AppKeys
 from shem.node.identity.keys import Identity
+from shem.node.identity.sealing import Sealer
 from shem.node.market.config import MarketConfig
 from shem.node.market.service import Market
 from shem.node.payment.drivers.base import PaymentDriver
@@ -47,6 +48,7 @@ from shem.node.peer.iroh import iroh_transport
 from shem.node.peer.network import PeerNetwork
 from shem.node.peer.transport import TransportFactory
 from shem.node.rest import activity as rest_activity
+from shem.node.rest import admin as rest_admin
 from shem.node.rest import exeunit as rest_exeunit
 from shem.node.rest import files as rest_files
 from shem.node.rest import gsb as rest_gsb
@@ -54,6 +56,7 @@ from shem.node.rest import market as rest_market
 from shem.node.rest import net as rest_net
 from shem.node.rest import payment as rest_payment
 from shem.node.rest import status as rest_status
+from shem.node.rest.cors import Cors
 from shem.node.rest.server import build_app, http_log
 from shem.node.vpn.service import Networks
 from shem.version import VERSION
@@ -74,6 +77,9 @@ class Node:
         self._transport = transport or iroh_transport(config.peer_bind)
         self._stack = AsyncExitStack()
         self.api_url = ""
+        self.stop = asyncio.Event()
+        """Set when the owner asks this node to end; whoever runs it waits for that."""
+        self._errors = 0
 
     async def __aenter__(self) -> Node:
         try:
@@ -99,16 +105,22 @@ class Node:
             ) from error
         self.db = Database(config.data_dir / "node.db")
         self._stack.callback(self.db.close)
-        self.identity = Identity.open_or_create(config.data_dir)
-        self.keys = AppKeys(self.db)
+        secret = bytes.fromhex(config.id_secret.removeprefix("0x")) if config.id_secret else None
+        self.identity = Identity.open_or_create(config.data_dir, secret=secret)
+        self.keys = AppKeys(self.db, Sealer(self.identity.derive("app keys 1")))
+        self._leave_key(config.data_dir)
         if config.app_key:
             self.keys.create(AUTOCONFIGURED, self.identity.node_id, config.app_key)
-        elif not (config.data_dir / KEY_FILE).exists():
-            self._leave_key(config.data_dir / KEY_FILE)
 
         self.peers = PeerNetwork(self.identity, self._transport, clock=clock)
         each = config.max_offers_each
-        limits = MarketConfig(max_subscriptions=each, max_offers_per_issuer=each)
+        limits = MarketConfig(
+            max_subscriptions=each,
+            max_offers_per_issuer=each,
+            subscription_ttl_s=config.subscription_ttl_s,
+            default_events=min(config.market_events_default, config.market_events_max),
+            most_events=config.market_events_max,
+        )
         self.market = Market(self.db, self.peers, {self.identity.node_id: self.identity}, clock, limits)
         self.bus = Bus()
         spool = FileLimits(total_bytes=config.max_spool_bytes)
@@ -141,11 +153,13 @@ class Node:
             self.peers.add_bootstrap(address)
         await self._open_rest()
 
-    def _leave_key(self, path: Path) -> None:
-        """A key for programs of the user who runs this node, where they look for it."""
+    def _leave_key(self, data_dir: Path) -> None:
+        """A key for the owner of this node, where programs look for it. Without its file it is made anew."""
+        left = owners_key(data_dir)
+        if left and self.keys.lookup(left) == (self.identity.node_id, LOCAL):
+            return
         key = self.keys.create(LOCAL, self.identity.node_id, secrets.token_hex(16))
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
-            file.write(key + "\n")
+        _write_private(data_dir / KEY_FILE, key + "\n")
 
     async def _open_rest(self) -> None:
         routes = [
@@ -157,8 +171,16 @@ class Node:
             *rest_gsb.routes(self.bus),
             *rest_payment.routes(self.payments),
             *rest_net.routes(self.networks, self.net_status),
+            *rest_admin.routes(self.keys, self.payments, stop=self.stop.set, counters=self.counters),
         ]
-        self.rest = build_app(routes, keys=self.keys.lookup)
+        self.rest = build_app(
+            routes,
+            keys=self.keys.lookup,
+            open_paths=("/version/get", *rest_admin.OPEN_PATHS),
+            count_error=self._count_error,
+            max_poll_s=self.config.max_rest_timeout_s,
+        )
+        Cors(self.config.api_allow_origin, self.keys, self.config.api_max_age_s).install(self.rest)
         runner = web.AppRunner(
             self.rest,
             access_log=None,
@@ -182,7 +204,10 @@ class Node:
                 else "choose another --api-host or --api-port",
             ) from error
         host, port = runner.addresses[0][:2]
-        self.api_url = f"http://{host}:{port}"
+        self.api_url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        place = self.config.data_dir / URL_FILE
+        _write_private(place, self.api_url + "\n")
+        self._stack.callback(place.unlink, missing_ok=True)
 
     def facts(self) -> dict[str, Any]:
         """What this node tells of itself."""
@@ -192,6 +217,19 @@ class Node:
             "version": VERSION,
             "address": self.peers.address(),
             "peers": self.peers.connected(),
+        }
+
+    def _count_error(self, code: str) -> None:
+        self._errors += 1
+
+    def counters(self) -> dict[str, float]:
+        """Numbers for whoever watches this node."""
+        return {
+            "shem_rest_errors_total": self._errors,
+            "shem_peers_connected": len(self.peers.connected()),
+            "shem_peers_known": self.peers.known(),
+            "shem_payment_problems": len(self.payments.problems()),
+            **{f"shem_peer_{name}_total": float(count) for name, count in self.peers.counters.items()},
         }
 
     def net_status(self) -> NetStatus:
@@ -209,14 +247,14 @@ class Node:
 async def run_node(config: NodeConfig, ready: Callable[[dict[str, str]], None]) -> None:
     """Run until SIGINT or SIGTERM. ``ready`` is told once where the node is."""
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
-    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    node = Node(config)
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    async with Node(config) as node:
+        loop.add_signal_handler(number, node.stop.set)
+    async with node:
         ready({"api_url": node.api_url, "node_id": node.identity.node_id, "address": node.peers.address()})
         log.info("node %s serves %s", node.identity.node_id, node.api_url)
-        await stop.wait()
+        await node.stop.wait()
         log.info("stopping")
 
 
@@ -237,6 +275,14 @@ def _is_public(place: str) -> bool:
         return ipaddress.ip_address(parse_address(place)[0]).is_global
     except BadAddress:
         return False
+
+
+def _write_private(path: Path, text: str) -> None:
+    """For the owner's eyes only (0600), in place of what stood there; a reader sees the old or the new, whole."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+        file.write(text)
+    draft.replace(path)
 
 
 def _lock(path: Path) -> Callable[[], None]:

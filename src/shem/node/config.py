@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -49,6 +50,19 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Addresses of peers to find others through, as ``shem identity show`` prints them."""
     app_key: Annotated[str, msgspec.Meta(min_length=MIN_KEY, max_length=MAX_KEY)] | None = None
     """A key to create at start under the name ``autoconfigured``."""
+    id_secret: Annotated[str, msgspec.Meta(pattern=r"^(0x)?[0-9a-fA-F]{64}$")] | None = None
+    """The secp256k1 secret, in hex, of an identity that is made at the first start. Better given by the environment."""
+    api_allow_origin: tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=253)], ...] = ()
+    """Web pages that may use this node from a browser, such as ``https://example.org``; ``*`` is any. They need a key too."""
+    api_max_age_s: Annotated[int, msgspec.Meta(ge=0, le=86400)] = 3600
+    """How long a browser may remember that they may."""
+    max_rest_timeout_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
+    """Longer polls are shortened to this."""
+    market_events_default: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 20
+    market_events_max: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
+    """How many events a collector of offers' and demands' events gets who names no number, and at most."""
+    subscription_ttl_s: Annotated[float, msgspec.Meta(ge=1, le=30 * 24 * 3600)] = 3600.0
+    """How long an offer or demand lives without its agent asking for events."""
     name: str = ""
     networks: Mapping[str, NetworkConfig] = {}
     max_spool_bytes: int = 64 << 30
@@ -57,12 +71,72 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Live offers, and live demands, of one identity; also offers of one other node that are kept here."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
 
+    def __repr__(self) -> str:
+        return f"NodeConfig({str(self.data_dir)!r})"  # some fields are secrets
 
-_ENVIRONMENT = {
-    "YAGNA_AUTOCONF_APPKEY": "app_key",
-    "SHEM_PEER_BIND": "peer_bind",
-    "SHEM_LOG_LEVEL": "log_level",
+
+def _as(field: str) -> Callable[[str], dict[str, Any]]:
+    return lambda text: {field: text}
+
+
+def _origins(text: str) -> dict[str, Any]:
+    return {"api_allow_origin": text.replace(",", " ").split()}
+
+
+def address_of(url: str) -> dict[str, Any]:
+    """``api_host`` and ``api_port`` of ``http://127.0.0.1:7465``. Raises :class:`ValueError`."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or not parts.hostname or parts.path not in ("", "/") or parts.query:
+        raise ValueError("expected http://host:port")
+    return {"api_host": parts.hostname, "api_port": 80 if parts.port is None else parts.port}
+
+
+def _udp(url: str) -> dict[str, Any]:
+    parts = urlsplit(url)
+    if parts.scheme != "udp" or not parts.hostname:
+        raise ValueError("expected udp://ip:port")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return {"peer_bind": f"{host}:{parts.port or 0}"}
+
+
+_UNITS = {
+    name: seconds
+    for seconds, names in (
+        (0.001, "ms msec"),
+        (1, "s sec secs second seconds"),
+        (60, "m min mins minute minutes"),
+        (3600, "h hr hour hours"),
+        (86400, "d day days"),
+    )
+    for name in names.split()
 }
+
+
+def seconds_of(text: str) -> float:
+    """``1h 30m`` as the original daemon reads it. Raises :class:`ValueError`."""
+    text = text.strip().lower()
+    if not re.fullmatch(r"(?:\d{1,9}\s*[a-z]+\s*)+", text):
+        raise ValueError("expected a duration such as 1h")
+    parts = [(int(number), unit) for number, unit in re.findall(r"(\d+)\s*([a-z]+)", text)]
+    if not all(unit in _UNITS for _, unit in parts):
+        raise ValueError("expected a duration such as 1h")
+    return sum(number * _UNITS[unit] for number, unit in parts)
+
+
+_ENVIRONMENT: dict[str, Callable[[str], dict[str, Any]]] = {
+    "YAGNA_AUTOCONF_APPKEY": _as("app_key"),
+    "YAGNA_AUTOCONF_ID_SECRET": _as("id_secret"),
+    "YAGNA_API_URL": address_of,
+    "YAGNA_API_ALLOW_ORIGIN": _origins,
+    "YA_NET_BIND_URL": _udp,
+    "MAX_REST_TIMEOUT": _as("max_rest_timeout_s"),
+    "MARKET_MAX_EVENTS_DEFAULT": _as("market_events_default"),
+    "MARKET_MAX_EVENTS_MAX": _as("market_events_max"),
+    "DEFAULT_SUBSCRIPTION_TTL": lambda text: {"subscription_ttl_s": seconds_of(text)},
+    "SHEM_PEER_BIND": _as("peer_bind"),
+    "SHEM_LOG_LEVEL": _as("log_level"),
+}
+"""Later ones win."""
 
 
 def load_config(data_dir: Path, overrides: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> NodeConfig:
@@ -80,9 +154,14 @@ def load_config(data_dir: Path, overrides: Mapping[str, Any], environ: Mapping[s
         except (OSError, ValueError) as error:
             raise Misconfigured(f"{path} cannot be read: {error}", code="bad_config") from error
     said_by = dict.fromkeys(values, str(path))
-    for name, field in _ENVIRONMENT.items():
-        if env.get(name):
-            values[field], said_by[field] = env[name], name
+    for name, read in _ENVIRONMENT.items():
+        if text := env.get(name):
+            try:
+                told = read(text)
+            except ValueError as error:  # its words name no value: some are secrets
+                raise Misconfigured(f"{name}: {error}", code="bad_config") from None
+            values |= told
+            said_by |= dict.fromkeys(told, name)
     given = {k: v for k, v in overrides.items() if v is not None}
     values |= given
     said_by |= {field: f"--{field.replace('_', '-')}" for field in given}

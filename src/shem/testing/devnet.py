@@ -225,7 +225,7 @@ class Devnet:
         argv += ["--api-port", api_port, "--peer-bind", self._peer_bind(node), "--name", node.name]
         if node is not self.requestor:
             argv += ["--bootstrap", self.requestor.address]
-        env = {**os.environ, "YAGNA_AUTOCONF_APPKEY": node.app_key}
+        env = _environment() | {"YAGNA_AUTOCONF_APPKEY": node.app_key}
         node.node, line = await start_child(f"{node.name} (node)", argv, log_path=node.data_dir / "node.log", env=env)
         told = json.loads(line)
         node.api_url, node.node_id, node.address = told["api_url"], told["node_id"], told["address"]
@@ -247,7 +247,7 @@ class Devnet:
         for option, value in self._prices.items():
             argv += [f"--price-{option.replace('_', '-')}", value]
         argv += self._provider_options
-        env = {**os.environ, "YAGNA_API_URL": node.api_url, "YAGNA_APPKEY": node.app_key}
+        env = _environment() | {"YAGNA_API_URL": node.api_url, "YAGNA_APPKEY": node.app_key}
         node.agent, _ = await start_child(f"{node.name} (agent)", argv, log_path=node.data_dir / "agent.log", env=env)
 
     async def _start_provider(self, node: DevNode) -> None:
@@ -286,6 +286,12 @@ class Devnet:
         if "error" in told:
             raise DevnetFailed(f"the chain refused {method}: {told['error'].get('message')}")
         return told.get("result")
+
+
+def _environment() -> dict[str, str]:
+    """Without what this user has set for a node of their own: its address, its identity."""
+    foreign = ("YAGNA_", "YA_NET_", "SHEM_DATA_DIR", "SHEM_PEER_BIND", "MARKET_", "MAX_REST_", "DEFAULT_SUBSCRIPTION_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
 
 
 def _free_port() -> int:

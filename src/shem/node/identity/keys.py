@@ -40,13 +40,15 @@ class Identity:
         """The 32-byte endpoint id that peers see."""
 
     @classmethod
-    def open_or_create(cls, directory: Path, passphrase: str | None = None) -> Identity:
+    def open_or_create(cls, directory: Path, passphrase: str | None = None, secret: bytes | None = None) -> Identity:
         """The identity kept in ``directory`` (blocking: 0.05 s, or 0.3 s with a passphrase of the user's own).
 
-        Raises :class:`~shem.node.identity.keystore.WrongPassphrase` or
-        :class:`~shem.node.identity.keystore.KeystoreUnusable`, both ``Misconfigured``.
+        ``secret`` (32 bytes) is what a new one is made of; a directory that has another keeps it, and this raises
+        :class:`~shem.node.identity.keystore.OtherIdentity`. Else raises
+        :class:`~shem.node.identity.keystore.WrongPassphrase` or
+        :class:`~shem.node.identity.keystore.KeystoreUnusable`; all are ``Misconfigured``.
         """
-        return cls(keystore.load_or_create_secret(directory, passphrase))
+        return cls(keystore.load_or_create_secret(directory, passphrase, secret))
 
     @classmethod
     def generate(cls) -> Identity:
@@ -62,6 +64,21 @@ class Identity:
     def transport_seed(self) -> bytes:
         """32 secret bytes for the transport."""
         return self._transport_seed
+
+    @property
+    def public_key(self) -> bytes:
+        """64 bytes: the point of the curve that the node id is the hash of."""
+        return bytes(self._key.public_key.format(compressed=False)[1:])
+
+    def derive(self, purpose: str) -> bytes:
+        """32 secret bytes for one purpose; nothing about the identity follows from them."""
+        return hmac.digest(self._key.secret, f"shem {purpose}".encode(), hashlib.sha256)
+
+    def sign_file(self, content: bytes) -> bytes:
+        """65 bytes ``v|r|s`` (``v`` 0 or 1) over the sha-256 of what the user signs by hand, as Golem's command line does.
+        Nothing else is hashed so here: it can pass for no transaction and no document."""
+        signature = signing.sign_with(self._key, hashlib.sha256(content).digest())
+        return bytes([signature[64] - 27]) + signature[:64]
 
     def sign(self, purpose: str, payload: bytes) -> bytes:
         """65 bytes ``r|s|v`` over ``document_digest(purpose, payload)``."""

@@ -49,6 +49,12 @@ class KeystoreUnusable(Misconfigured):
     default_code = "keystore_unusable"
 
 
+class OtherIdentity(Misconfigured):
+    """The directory has a key already, and it is not the one that is asked for."""
+
+    default_code = "other_identity"
+
+
 def new_secret() -> bytes:
     """32 random bytes that are a valid secp256k1 key."""
     while True:
@@ -57,24 +63,37 @@ def new_secret() -> bytes:
             return secret
 
 
-def load_or_create_secret(directory: Path, passphrase: str | None) -> bytes:
-    """The 32-byte secret of this directory, made on first use.
+def load_or_create_secret(directory: Path, passphrase: str | None, wanted: bytes | None = None) -> bytes:
+    """The 32-byte secret of this directory, made on first use (``wanted``, if given).
 
     Without ``passphrase`` one is generated at creation and read back from its file later. Raises
-    :class:`WrongPassphrase`, :class:`KeystoreUnusable`.
+    :class:`WrongPassphrase`, :class:`KeystoreUnusable`, and :class:`OtherIdentity` when there is one that is not ``wanted``.
     """
+    if wanted is not None and not (len(wanted) == 32 and 0 < int.from_bytes(wanted, "big") < ORDER):
+        raise KeystoreUnusable("the secret that is given for the identity is no secp256k1 key")
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = directory / KEYSTORE
         if not path.exists():
-            _create(directory, passphrase)
-        if passphrase is None:
-            passphrase = _generated_passphrase(directory)
-        return decrypt(_read_private(path), passphrase)
+            _create(directory, passphrase, wanted or new_secret())
+        found = read_secret(directory, passphrase)
     except OSError as error:
         raise KeystoreUnusable(
             f"the key directory {directory} cannot be used: {error.strerror}", hint="check its owner and free space"
         ) from error
+    if wanted is not None and found != wanted:
+        raise OtherIdentity(
+            f"the directory {directory} has an identity already, and it is not the one that is given",
+            hint="start without that secret, or with another data directory",
+        )
+    return found
+
+
+def read_secret(directory: Path, passphrase: str | None = None) -> bytes:
+    """The secret of a directory that has one. Raises :class:`WrongPassphrase`, :class:`KeystoreUnusable`, ``OSError``."""
+    if passphrase is None:
+        passphrase = _generated_passphrase(directory)
+    return decrypt(_read_private(directory / KEYSTORE), passphrase)
 
 
 def encrypt(secret: bytes, passphrase: str, *, n: int) -> bytes:
@@ -147,7 +166,7 @@ def _aes(key: bytes, vector: bytes, data: bytes) -> bytes:
     return Cipher(algorithms.AES(key[:16]), modes.CTR(vector)).encryptor().update(data)
 
 
-def _create(directory: Path, passphrase: str | None) -> None:
+def _create(directory: Path, passphrase: str | None, secret: bytes) -> None:
     n = N_USER
     if passphrase is None:
         n = N_GENERATED
@@ -155,7 +174,7 @@ def _create(directory: Path, passphrase: str | None) -> None:
         if not (directory / PASSPHRASE).exists():
             _write_new(directory / PASSPHRASE, secrets.token_urlsafe(32).encode())
         passphrase = _generated_passphrase(directory)
-    _write_new(directory / KEYSTORE, encrypt(new_secret(), passphrase, n=n))
+    _write_new(directory / KEYSTORE, encrypt(secret, passphrase, n=n))
 
 
 def _generated_passphrase(directory: Path) -> str:

@@ -35,3 +35,5 @@ class MarketConfig(msgspec.Struct, frozen=True, kw_only=True):
     retry_first_s: float = 0.5
     retry_max_s: float = 60.0
     default_events: int = 20
+    most_events: int = 100
+    """Of one subscription in one answer: when no number is asked for, and at most."""

@@ -27,6 +27,7 @@ from shem.node.payment.provider import ProviderDesk
 from shem.node.payment.requestor import RequestorDesk
 from shem.node.payment.settlement import Settler, Verifier
 from shem.node.payment.store import Document, Event, Kind, Store, Transfer
+from shem.wire.payment import PlatformChoice
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +130,12 @@ class Payments:
     async def _ring(self, seconds: float) -> None:
         await self.books.clock.sleep(min(seconds, MAX_TIMER_S))
         self._due.set()
+
+    async def fund(self, owner: str, network: str | None, driver: str | None) -> tuple[str, str]:
+        """Test tokens for the owner: (platform, what was done in a sentence). See the drivers' ``fund``."""
+        choice = PlatformChoice(network=network, driver=driver) if network or driver else None
+        platform = self.allocations.platform(choice)
+        return platform.platform, await self.books.drivers[platform.platform].fund(platform.platform, owner)
 
     # --- reading ---
 

@@ -27,7 +27,6 @@ from shem.wire import market as wire
 from shem.wire.base import Wire, encode
 
 ROOT = "/market-api/v1"
-MAX_EVENTS = 100
 
 _AGREEMENT_STATES = frozenset({"Proposal", "Pending", "Cancelled", "Rejected", "Approved", "Expired", "Terminated"})
 
@@ -330,7 +329,9 @@ def _found_shape(one: KnownOffer | Subscription) -> wire.Offer | wire.Demand:
 
 
 def _max_events(request: web.Request, market: Market) -> int:
-    return query_int(request, "maxEvents", market.core.config.default_events, low=1, high=MAX_EVENTS)
+    return query_int(
+        request, "maxEvents", market.core.config.default_events, low=1, high=market.core.config.most_events
+    )
 
 
 async def _reason(request: web.Request) -> dict[str, Any]:

@@ -46,7 +46,8 @@ http_log.addFilter(_CallersMistakes())
 MAX_BODY_BYTES = 8 << 20
 """The largest JSON body a caller may send; streamed uploads have their own limits."""
 MAX_POLL_S = 60.0
-"""``MAX_REST_TIMEOUT`` of the original daemon: longer polls are shortened to it."""
+"""``MAX_REST_TIMEOUT`` of the original daemon: longer polls are shortened to it, or to what the operator says."""
+POLL_LIMIT = web.AppKey("poll_limit", float)
 DEFAULT_POLL_S = 5.0
 _SECONDS = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[iI]nf(?:inity)?")
 _FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
@@ -124,7 +125,7 @@ def query_seconds(request: web.Request, name: str = "timeout", default: float = 
     seconds = float(text) if _SECONDS.fullmatch(text) else float("nan")
     if math.isnan(seconds):
         raise errors.Refused(f"{name} must be a number of seconds, not {text!r}", code="bad_query")
-    return min(max(seconds, 0.0), MAX_POLL_S)
+    return min(max(seconds, 0.0), request.config_dict.get(POLL_LIMIT, MAX_POLL_S))
 
 
 def query_limit(request: web.Request, name: str, default: int, *, most: int) -> int:
@@ -217,13 +218,14 @@ def build_app(
     keys: KeyLookup,
     open_paths: Iterable[str] = ("/version/get",),
     count_error: Callable[[str], None] = lambda code: None,
+    max_poll_s: float = MAX_POLL_S,
 ) -> web.Application:
     """One application with authentication and error shapes. ``keys`` looks an app key up."""
     opened = frozenset(open_paths)
 
     @web.middleware
     async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path in opened or request.method == "OPTIONS":
+        if request.path in opened:
             return await handler(request)
         scheme, _, key = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key:
@@ -262,6 +264,7 @@ def build_app(
             return respond({"message": "the node made a mistake; its log has the details", "code": "internal"}, 500)
 
     app = web.Application(middlewares=[shape_errors, authenticate], client_max_size=MAX_BODY_BYTES)
+    app[POLL_LIMIT] = max_poll_s
     app.add_routes(list(routes))
     return app
 

@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from shem.errors import NotFound, PeerFailed, ShemError
+from shem.errors import NotFound, PeerFailed, Refused, ShemError
 
 
 class Platform(msgspec.Struct, frozen=True):
@@ -121,6 +121,12 @@ class NotFinalYet(ShemError):
     default_code = "not_final_yet"
 
 
+class NoFaucet(Refused):
+    """Nobody gives tokens of this platform away."""
+
+    default_code = "no_faucet"
+
+
 class ChainUnreachable(PeerFailed):
     """No endpoint of the network answers usefully."""
 
@@ -144,6 +150,12 @@ class PaymentDriver(Protocol):
 
     async def balance(self, platform: str, address: str) -> Balance:
         """Raises :class:`ChainUnreachable`."""
+
+    async def fund(self, platform: str, address: str) -> str:
+        """Get test tokens for one of this node's accounts; says in a sentence what was done or is under way.
+
+        Raises :class:`NoFaucet`, :class:`ChainUnreachable`, :class:`~shem.errors.MoneyShort` for want of coins for fees.
+        """
 
     def pay(self, connection: sqlite3.Connection, order: PaymentOrder) -> None:
         """Record the intent in the caller's open transaction; send after it commits.

@@ -14,6 +14,7 @@ from shem.node.payment.drivers.base import (
     Balance,
     DriverProblem,
     Failure,
+    NoFaucet,
     PaymentNotFound,
     PaymentOrder,
     Platform,
@@ -45,6 +46,10 @@ class FreeDriver:
     async def balance(self, platform: str, address: str) -> Balance:
         _check(platform)
         return Balance(token_units=0, gas_wei=0, block_number=0, block_time=None)
+
+    async def fund(self, platform: str, address: str) -> str:
+        _check(platform)
+        raise NoFaucet("nothing is ever paid on the free platform", hint="name the network of another one")
 
     def pay(self, connection: sqlite3.Connection, order: PaymentOrder) -> None:
         _check(order.platform)

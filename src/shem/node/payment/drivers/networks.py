@@ -38,6 +38,8 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     """Contract that pays many at once; its logs may name it as sender. Empty where there is none."""
     faucet: str = ""
     """Contract that gives test tokens."""
+    faucet_call: str = ""
+    """Call of a chain that has test money in its own hands: ``(address, wei, token units)``."""
     depth: int | None = None
     """Blocks on top that make a block final; ``None``: the chain says so itself (``finalized``)."""
     max_fee_wei: int = 100 * GWEI
@@ -132,6 +134,7 @@ PUBLISHED = (
         name=DEVNET,
         chain_id=1337,
         gas_symbol="dETH",
+        faucet_call="shem_fund",
         poll_s=0.1,
         max_poll_s=0.5,
         rebroadcast_s=1.0,

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 PLATFORM = Platform(platform="testmoney-local-tglm", driver="testmoney", network="local", token="tGLM")  # noqa: S106
 
+GIFT = 1000 * 10**18
+
 SCHEMA = [
     """
 create table testmoney_order (
@@ -158,6 +160,11 @@ class TestMoneyDriver:
             block_number=self._bank.height,
             block_time=datetime.now(UTC),
         )
+
+    async def fund(self, platform: str, address: str) -> str:
+        self._check(platform)
+        self._bank.fund(address, GIFT)
+        return f"{format_amount(GIFT)} {PLATFORM.token} came from the bank"
 
     def pay(self, connection: sqlite3.Connection, order: PaymentOrder) -> None:
         self._check(order.platform, asked=False)

@@ -9,6 +9,7 @@ several orders without a change to anybody who orders.
 from __future__ import annotations
 
 import sqlite3
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -16,12 +17,13 @@ import msgspec
 
 from shem.cogs.clock import Clock, SystemClock
 from shem.cogs.tasks import TaskScope
-from shem.errors import Refused
+from shem.errors import MoneyShort, Refused
 from shem.node.db import Database
 from shem.node.payment.drivers.base import (
     Balance,
     DriverProblem,
     Failure,
+    NoFaucet,
     NotFinalYet,
     PaymentNotFound,
     PaymentOrder,
@@ -31,14 +33,33 @@ from shem.node.payment.drivers.base import (
 )
 from shem.node.payment.drivers.evm import erc20
 from shem.node.payment.drivers.evm.manager import Admission, TransactionManager
-from shem.node.payment.drivers.evm.rpc import Block, Call, Receipt, RpcPool, Transport, number, read, read_or_none
+from shem.node.payment.drivers.evm.rpc import (
+    Block,
+    Call,
+    Receipt,
+    RpcPool,
+    RpcRefused,
+    Transport,
+    number,
+    read,
+    read_or_none,
+)
 from shem.node.payment.drivers.evm.store import MIGRATIONS, Intent
 from shem.node.payment.drivers.evm.transaction import Signer
-from shem.node.payment.drivers.networks import DRIVER, Network
+from shem.node.payment.drivers.networks import DRIVER, VALUED, Network
 from shem.terms.amounts import format_amount
 from shem.terms.ids import parse_node_id
 
 NO_ONE = "0x" + "00" * 20
+GIFT_TOKENS, GIFT_COINS = 1000, 10
+"""What a test chain of one's own gives at a time."""
+
+
+class NoGas(MoneyShort):
+    """The account has no coins for the fee of asking."""
+
+    default_code = "no_gas"
+
 
 Callback = Callable[[Settlement | Failure], None]
 
@@ -195,6 +216,37 @@ class EvmDriver:
             block_number=number(block.number),
             block_time=datetime.fromtimestamp(number(block.timestamp), UTC),
         )
+
+    async def fund(self, platform: str, address: str) -> str:
+        """See the protocol. Test chains of one's own give at once; published ones by a transaction to their faucet."""
+        network, owner = self._network(platform), parse_node_id(address)
+        if network.faucet_call:
+            return await self._gift(network, owner)
+        if network.symbol == VALUED or not network.faucet:
+            raise NoFaucet(
+                f"nobody gives away {network.symbol} on {network.name}",
+                hint=f"send {network.symbol}, and {network.gas_symbol} for fees, to {owner}",
+            )
+        manager = self.managers.get((network.name, owner))
+        if manager is None:
+            raise Refused(f"this node does not hold the key of {owner}", code="not_our_account")
+        if not (await self.balance(platform, owner)).gas_wei:
+            raise NoGas(
+                f"{owner} has no {network.gas_symbol} on {network.name} for the fee of asking the faucet for tokens",
+                hint=f"get some from a public faucet for {network.name}, then say this again",
+            )
+        if not manager.submit_once(f"faucet:{uuid.uuid4()}", network.faucet, erc20.FAUCET_CREATE):
+            return f"the faucet of {network.name} is asked already"
+        return f"the faucet of {network.name} is asked for {network.symbol}; they come when its transaction is mined"
+
+    async def _gift(self, network: Network, owner: str) -> str:
+        gift = [owner, hex(GIFT_COINS * 10**18), hex(GIFT_TOKENS * 10**network.decimals)]
+        try:
+            await self._pools[network.name].call(network.faucet_call, gift, dict)
+        except RpcRefused as error:
+            raise NoFaucet(f"the chain of {network.name} gives nothing away: {error.message}") from error
+        coins, tokens = f"{GIFT_COINS} {network.gas_symbol}", f"{GIFT_TOKENS} {network.symbol}"
+        return f"{tokens} and {coins} came from the chain of {network.name}"
 
     async def verify(self, platform: str, tx_hash: str, payer: str, payee: str, amount_units: int) -> VerifiedTransfer:
         """See the protocol. Also counts transfers that the network's multi-transfer contract made for ``payer``."""

@@ -9,6 +9,8 @@ from shem.node.identity.signing import keccak256
 
 _TRANSFER = keccak256(b"transfer(address,uint256)")[:4]
 _BALANCE_OF = keccak256(b"balanceOf(address)")[:4]
+FAUCET_CREATE = keccak256(b"create()")[:4]
+"""Call data for the faucets of test networks: tokens for the sender."""
 TRANSFER_TOPIC = "0x" + keccak256(b"Transfer(address,address,uint256)").hex()
 
 

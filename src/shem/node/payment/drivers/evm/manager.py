@@ -128,6 +128,14 @@ class TransactionManager:
         self._db.after_commit(self._wake.set)
         return intent
 
+    def submit_once(self, key: str, dst: str, data: bytes) -> bool:
+        """A call of which one at a time is enough; False when it is under way already."""
+        with self._db.transaction(durable=True) as connection:
+            if self._store.has_open_call(dst, data):
+                return False
+            self.submit(connection, key, dst, data)
+        return True
+
     def problems(self) -> Sequence[DriverProblem]:
         """Why intents wait, as of the last look."""
         return tuple(self._problems.values())

@@ -112,6 +112,15 @@ class IntentStore:
         row = connection.execute("select id from evm_intent where key = ?", (key,)).fetchone()
         return int(row["id"])
 
+    def has_open_call(self, dst: str, data: bytes) -> bool:
+        """Whether the same call is under way already."""
+        row = self._connection.execute(
+            "select 1 from evm_intent where chain_id = ? and sender = ? and dst = ? and data = ?"
+            " and state in ('new', 'sent', 'mined') limit 1",
+            (*self._account, dst, data),
+        ).fetchone()
+        return row is not None
+
     def has_open(self) -> bool:
         row = self._connection.execute(
             "select 1 from evm_intent where chain_id = ? and sender = ? and state in ('new', 'sent', 'mined') limit 1",
