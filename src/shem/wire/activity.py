@@ -21,7 +21,7 @@ class CreateActivity(Wire, kw_only=True):
     """Body form B of ``POST /activity`` (form A is the agreement id as a bare JSON string)."""
 
     agreement_id: str
-    requestor_pub_key: str | None = None
+    requestor_pub_key: Annotated[str, msgspec.Meta(pattern="^(?:[0-9a-fA-F]{2}){1,256}$")] | None = None
 
 
 class CreatedActivity(Wire, kw_only=True):
@@ -30,7 +30,7 @@ class CreatedActivity(Wire, kw_only=True):
     activity_id: str
 
 
-class ActivityState(msgspec.Struct, rename="camel", kw_only=True):
+class ActivityState(Wire, kw_only=True):
     """``state`` is the pair (now, where a transition under way leads)."""
 
     state: tuple[State, State | None]

@@ -133,6 +133,7 @@ class Renting:
         When that node is away at the moment the batch waits for it. Raises ``BadScript``, ``Gone`` after the end,
         :class:`Unresponsive` when the provider is known to be away, and what the provider's node refuses.
         """
+        self._owned(self._db.connection, owner, activity_id)
         script = Script(text)
         batch_id = secrets.token_hex(16)
         with self._db.transaction() as connection:

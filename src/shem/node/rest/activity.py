@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from typing import cast
 
 import msgspec
 from aiohttp import web
 
-from shem.errors import Refused, ShemError
+from shem.errors import NotImplementedHere, Refused, ShemError
 from shem.node.activity.results import Result, Shown, StreamItem
 from shem.node.activity.service import Activities
 from shem.node.activity.store import ProviderEventRow, from_us
@@ -23,6 +24,7 @@ from shem.node.rest.server import (
     respond,
     stream_events,
 )
+from shem.terms.script import MAX_COMMANDS
 from shem.wire.activity import (
     ActivityState,
     ActivityUsage,
@@ -45,6 +47,7 @@ from shem.wire.base import encode
 
 PREFIX = "/activity-api/v1"
 _MAX_EVENTS = 1000
+_PART = 1 << 16
 _EVENT_ID = re.compile(r"\d{1,15}")
 
 
@@ -64,6 +67,9 @@ def routes(activities: Activities) -> list[web.RouteDef]:
         web.post(f"{one}/exec", api.exec),
         web.get(f"{one}/exec/{{batch_id}}", api.batch),
         web.delete(one, api.destroy),
+        web.post(f"{one}/encrypted", api.encrypted),
+        web.route("*", f"{one}/proxy-http", api.proxy),
+        web.route("*", f"{one}/proxy-http/{{path:.*}}", api.proxy),
     ]
 
 
@@ -119,10 +125,10 @@ class _Api:
             self._renting.check_batch(owner, activity_id, batch_id)
             return await stream_events(request, self._stream(activity_id, batch_id, _resume_after(request)))
         index: int | None = query_int(request, "commandIndex", -1, low=0, high=1 << 20)
+        limit = query_int(request, "maxEvents", MAX_COMMANDS, low=1, high=1 << 31)
         found = await self._renting.results(
             owner, activity_id, batch_id, query_seconds(request), None if index == -1 else index
         )
-        limit = query_int(request, "maxEvents", len(found), low=1, high=1 << 31) if found else 0
         return respond([_result(result) for result in found[:limit]])
 
     async def _stream(self, activity_id: str, batch_id: str, after_no: int) -> AsyncIterator[tuple[str, str, bytes]]:
@@ -135,6 +141,16 @@ class _Api:
     async def destroy(self, request: web.Request) -> web.Response:
         await self._renting.destroy(caller(request), _id(request), query_seconds(request))
         return respond(None)
+
+    async def encrypted(self, request: web.Request) -> web.Response:
+        self._activities.activity(_id(request), caller(request))
+        raise NotImplementedHere(
+            "no runtime here runs in an enclave, so there are no encrypted calls", code="no_enclave"
+        )
+
+    async def proxy(self, request: web.Request) -> web.Response:
+        self._activities.activity(_id(request), caller(request))
+        raise NotImplementedHere("HTTP calls are not passed on into activities", code="no_http_proxy")
 
     async def events(self, request: web.Request) -> web.Response:
         after = query_time(request, "afterTimestamp")
@@ -173,7 +189,13 @@ def _resume_after(request: web.Request) -> int:
 
 
 def _output(shown: Shown) -> Output:
-    return list(shown) if isinstance(shown, bytes) else shown
+    return cast("list[int]", _numbers(shown)) if isinstance(shown, bytes) else shown
+
+
+def _numbers(data: bytes) -> msgspec.Raw:
+    """A JSON array of the bytes' values, made in parts: as objects all at once they would take eight times the room."""
+    parts = (encode(list(data[start : start + _PART]))[1:-1] for start in range(0, len(data), _PART))
+    return msgspec.Raw(b"[" + b",".join(parts) + b"]")
 
 
 def _result(result: Result) -> CommandResult:
