@@ -53,10 +53,13 @@ async def books(net: Devnet) -> AsyncIterator[Books]:
         opened = Books(net, session)
         await opened.open()
         yield opened
+        await opened.clear()
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def clients(net: Devnet, registry: Registry, image: Image, tmp_path: Path) -> AsyncIterator[Clients]:
+async def clients(
+    net: Devnet, books: Books, registry: Registry, image: Image, tmp_path: Path
+) -> AsyncIterator[Clients]:
     """Starts programs that find the network, its image and the registry in their environment."""
     env = {
         **net.env,

@@ -321,6 +321,17 @@ class Books:
         self.since = datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
         self._allocations = {a["allocationId"] for a in await self.get("/payment-api/v1/allocations")}
 
+    async def clear(self) -> None:
+        """After a failure too, the next test finds nothing of this one: agreements are ended, allocations given back."""
+        for agreement in await self.agreements():
+            if agreement["state"] == "Approved":
+                with contextlib.suppress(AssertionError):
+                    await self.call("POST", f"/market-api/v1/agreements/{agreement['agreementId']}/terminate", json={})
+        for allocation in await self.get("/payment-api/v1/allocations"):
+            if allocation["allocationId"] not in self._allocations:
+                with contextlib.suppress(AssertionError):
+                    await self.call("DELETE", f"/payment-api/v1/allocations/{allocation['allocationId']}")
+
     async def get(self, path: str, node: DevNode | None = None, **query: str) -> Any:
         """A GET on the requestor's node, or on another."""
         return await self.call("GET", path, node, params=query)

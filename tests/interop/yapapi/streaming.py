@@ -4,15 +4,17 @@ import time
 
 from common import TIMEOUT, Record, image, run
 from yapapi import Golem, Task
+from yapapi.script.command import Run
 
 SLOW = "for n in 1 2 3; do echo line $n; echo aside $n >&2; sleep 1; done"
+FAST = "seq 1 20000"
 
 
 async def worker(context, tasks):
     async for task in tasks:
         script = context.new_script()
         script.run("/bin/sh", "-c", SLOW)
-        script.run("/bin/sh", "-c", "seq 1 20000")
+        script.run("/bin/sh", "-c", FAST)
         yield script
         task.accept_result()
 
@@ -20,8 +22,12 @@ async def worker(context, tasks):
 class Timed(Record):
     """Also remembers when."""
 
+    def __init__(self):
+        super().__init__()
+        self.at = {}
+
     def __call__(self, event):
-        event.at = time.monotonic()
+        self.at[id(event)] = time.monotonic()
         super().__call__(event)
 
 
@@ -30,14 +36,17 @@ async def main():
     async with Golem(budget=1, event_consumer=record, stream_output=True) as golem:
         async for _ in golem.execute_tasks(worker, [Task(data=None)], await image(), timeout=TIMEOUT):
             pass
-    slow = [e for e in record.of("CommandStdOut") if e.command.args[-1] == SLOW]
-    fast = [e for e in record.of("CommandStdOut") if e.command.args[-1] != SLOW]
-    aside = "".join(e.output for e in record.of("CommandStdErr"))
-    ended = next(e.at for e in record.of("CommandExecuted") if getattr(e.command, "args", ("",))[-1] == SLOW)
+
+    def of(name, text):
+        return [e for e in record.of(name) if isinstance(e.command, Run) and e.command.args[-1] == text]
+
+    slow, fast = of("CommandStdOut", SLOW), of("CommandStdOut", FAST)
+    aside = "".join(e.output for e in of("CommandStdErr", SLOW))
+    (ended,) = of("CommandExecuted", SLOW)
     return {
         "slow": "".join(e.output for e in slow),
         "aside": aside,
-        "ahead": ended - slow[0].at,
+        "ahead": record.at[id(ended)] - record.at[id(slow[0])],
         "fast": "".join(e.output for e in fast) == "".join(f"{n}\n" for n in range(1, 20001)),
         "started": len(record.of("CommandStarted")),
     }
