@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -30,26 +29,15 @@ from shem.node.config import NodeConfig
 from shem.node.peer.loopback import Loopback
 from shem.terms.pricing import LinearPricing
 from shem.wire.exeunit import Cancel, Destroy, Execute, Finished, Started, Stdout
+from tests.api.answers import Answer
+from tests.api.conversation import Conversation
+from tests.api.networks import Network, original, original_is_missing, ours
 
 DURATION, CPU = "golem.usage.duration_sec", "golem.usage.cpu_sec"
 MARKET, ACTIVITY, PAYMENT, OURS = "/market-api/v1", "/activity-api/v1", "/payment-api/v1", "/shem-api/v1"
 NET = "/net-api/v1"
 QUICK_S = 10.0
 """No call of these tests may take longer: a hang is a failure."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came back."""
-
-    status: int
-    content_type: str
-    body: bytes
-    headers: Mapping[str, str]
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
 
 
 @dataclass(frozen=True)
@@ -153,7 +141,7 @@ class Deal:
             **dict.fromkeys(("ip", "source", "target"), "192.168.0.1"),
             "port": "22",
         }
-        return re.sub(r"{(\w+)}", lambda found: values[found[1]], call.template)
+        return re.sub(r"{(\w+)}", lambda found: values.get(found[1], "something"), call.template)
 
     def _id(self, template: str) -> str:
         by_noun = {
@@ -368,3 +356,29 @@ def assert_shaped(answer: Answer, call: object = "") -> None:
         assert isinstance(told["message"], str), shown
         assert told["message"], shown
         assert re.fullmatch(r"[a-z][a-z0-9_]*", told["code"]), shown
+
+
+@pytest_asyncio.fixture(
+    scope="session",
+    loop_scope="session",
+    params=["ours", pytest.param("original", marks=pytest.mark.interop)],
+)
+async def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Network]:
+    """Two nodes of ours, then of the original daemon, for all conformance tests."""
+    if request.param == "ours":
+        async with ours(tmp_path_factory.mktemp("conformance")) as found:
+            yield found
+        return
+    if reason := original_is_missing():
+        pytest.skip(reason)
+    async with original() as found:
+        yield found
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def talk(network: Network) -> AsyncIterator[Conversation]:
+    """A conversation; what it found wrong is said at the end of the test, all of it."""
+    conversation = Conversation(network)
+    yield conversation
+    await conversation.clear()
+    assert not conversation.wrong, "\n".join(["", *conversation.wrong])

@@ -77,7 +77,8 @@ class AgreementEntry(Wire):
     id: str
     timestamp: Timestamp
     role: Role
-    approved_date: Timestamp | None = None
+    approved_date: Timestamp | None
+    """Null as long as it is not approved, other than in an agreement."""
 
 
 class ProposalEvent(Wire, tag_field="eventType", tag=True):

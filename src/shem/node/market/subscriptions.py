@@ -157,7 +157,7 @@ class Subscriptions:
         """Events, each given once; waits up to ``timeout_s`` for the first.
 
         ``more`` adds events that are made only when asked for. Raises :class:`SubscriptionNotFound`, also when the
-        subscription ends during the wait; a withdrawn *offer* gives an empty list, as the original does.
+        subscription ends during the wait; an *offer* withdrawn before gives an empty list, as the original does.
         """
         pulses = self._core.pulses
         if subscription_id not in self._live and self._was_unsubscribed_offer(owner, kind, subscription_id):
@@ -166,23 +166,20 @@ class Subscriptions:
         subscription = self._reader(owner, kind, subscription_id)
         self._prolong(subscription)
 
-        def read() -> tuple[list[Event]] | None:
-            """A page (in a tuple, as an empty one must also end the wait), or ``None`` to wait on."""
+        def read() -> list[Event]:
             found = self._live.get(subscription_id)
             if found is None:
-                if self._was_unsubscribed_offer(owner, kind, subscription_id):
-                    return ([],)
                 raise _not_found(subscription_id)
             with self._core.db.transaction():
                 events = self._core.store.take_events(subscription_id, limit)
                 if len(events) < limit:
                     events += more(found, limit - len(events))
-            return (events,) if events else None
+            return events
 
         page = await pulses.wait_for(subscription_id, read, timeout_s)
         if (still := self._live.get(subscription_id)) is not None:
             self._prolong(still)
-        return page[0] if page else []
+        return page or []
 
     # inner
 
