@@ -35,7 +35,7 @@ from shem.provider.exeunit.machine import Tools
 from shem.provider.exeunit.web import Web
 from shem.provider.hardware import detect
 from shem.provider.news import news
-from shem.provider.offering import Account, Offer, Runtime, Seller, build_offers
+from shem.provider.offering import Account, Offer, Runtime, Seller, build_all
 from shem.provider.recovery import recover
 from shem.provider.sandboxes import Chosen, choose_driver, choose_runtimes, open_image_store
 from shem.provider.shop import Shop, ShopRules
@@ -172,12 +172,7 @@ class ProviderAgent:
             is_public=config.is_public,
             country_code=config.country_code,
         )
-        return [
-            offer
-            for runtime in self._runtimes
-            for preset in config.enabled
-            for offer in build_offers(seller, runtime, preset)
-        ]
+        return build_all(seller, self._runtimes, config.enabled)
 
     def _build_shop(self, offers: list[Offer], capacity: Capacity) -> Shop:
         config = self.config

@@ -97,6 +97,24 @@ class Seller(msgspec.Struct, frozen=True, kw_only=True):
     country_code: str = ""
 
 
+def build_all(seller: Seller, runtimes: Sequence[Runtime], presets: Sequence[Preset]) -> list[Offer]:
+    """Everything that is published. Raises ``Misconfigured`` when that is nothing, or when an account is missing."""
+    offers = [
+        offer
+        for runtime in runtimes
+        for preset in presets
+        if preset.is_for(runtime, seller.driver)
+        for offer in build_offers(seller, runtime, preset)
+    ]
+    if not offers:
+        raise Misconfigured(
+            f"no active preset is for {' or '.join(runtimes)} with the driver {seller.driver}",
+            code="nothing_to_offer",
+            hint="change driver or runtimes of a preset, or activate another one",
+        )
+    return offers
+
+
 def build_offers(seller: Seller, runtime: Runtime, preset: Preset) -> list[Offer]:
     """What is published of one runtime at one price list, from small to large.
 

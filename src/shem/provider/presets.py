@@ -8,6 +8,7 @@ the quotient is what both sides compute with from then on.
 from __future__ import annotations
 
 from decimal import Decimal, InvalidOperation
+from typing import Literal
 
 import msgspec
 
@@ -33,12 +34,18 @@ class Preset(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fie
     """Per hour of CPU time really used."""
     driver: str = ""
     """Only with this sandbox driver; empty = any."""
+    runtimes: tuple[Literal["oci", "vm"], ...] = ()
+    """Only for these; empty = all that the agent offers."""
 
     def __post_init__(self) -> None:
         if not self.name or len(self.name) > 64:
             raise Misconfigured("a preset needs a name of at most 64 characters", code="bad_preset")
         for label in ("start", "env_per_hour", "cpu_per_hour"):
             _price(self.name, label, getattr(self, label))
+
+    def is_for(self, runtime: str, driver: str) -> bool:
+        """Whether an offer of this runtime, with this driver, has these prices."""
+        return self.driver in ("", driver) and (not self.runtimes or runtime in self.runtimes)
 
     @property
     def is_free(self) -> bool:

@@ -73,6 +73,7 @@ def test_agents_that_share_a_machine_have_image_directories_of_their_own(tmp_pat
         ("runtimes = []", "runtimes"),
         ("runtimes = ['vm', 'vm']", "runtimes"),
         ("runtimes = ['wasm']", "runtimes"),
+        ("[[presets]]\nname = 'a'\nruntimes = ['wasm']", "runtimes"),
         ("country_code = 'Switzerland'", "country_code"),
         ("this is not toml", "provider.toml"),
     ],

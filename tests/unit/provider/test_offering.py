@@ -9,7 +9,7 @@ from shem.errors import Misconfigured
 from shem.provider.capacity import GIB, Capacity, plan
 from shem.provider.config import ResourceLimits
 from shem.provider.hardware import Cpu
-from shem.provider.offering import Offer, build_constraints, build_offers
+from shem.provider.offering import Offer, build_all, build_constraints, build_offers
 from shem.provider.presets import FREE_PRESET, Preset
 from shem.runtimes.base import Capabilities
 from shem.terms.constraints import parse
@@ -80,6 +80,28 @@ def test_an_offer_for_golem_never_says_more_than_an_agreement_gets(threads: floa
         assert said[0] <= lot.cpu_threads or (said[0] == 1 and lot.cpu_threads == threads < 1)
         assert said[1] <= lot.memory_bytes / GIB
         assert said[2] <= lot.storage_bytes / GIB
+
+
+def test_presets_may_be_for_one_runtime_or_driver() -> None:
+    presets = (
+        Preset(name="both"),
+        Preset(name="golem", runtimes=("vm",)),
+        Preset(name="docker", runtimes=("oci",)),
+        Preset(name="elsewhere", driver="oci"),
+        Preset(name="here", driver="bwrap", runtimes=("oci", "vm")),
+    )
+    seller = a_seller(plan=small_plan(slots=1))
+    assert [offer.name for offer in build_all(seller, ("oci", "vm"), presets)] == [
+        "oci/both",
+        "oci/docker",
+        "oci/here",
+        "vm/both",
+        "vm/golem",
+        "vm/here",
+    ]
+    with pytest.raises(Misconfigured) as caught:
+        build_all(seller, ("oci",), [presets[1], presets[3]])
+    assert caught.value.code == "nothing_to_offer"
 
 
 def test_place_and_reachability_are_said_only_when_known() -> None:
