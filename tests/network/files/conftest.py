@@ -16,15 +16,20 @@ from shem.client.http import ApiClient
 from shem.cogs.clock import ManualClock
 from shem.node.db import Database
 from shem.node.files.service import Files, Limits
+from shem.node.gsb.gftp import GftpServices
+from shem.node.gsb.service import Bus
+from shem.node.gsb.service import Limits as BusLimits
 from shem.node.identity.keys import Identity
 from shem.node.peer.loopback import Loopback
 from shem.node.peer.network import PeerNetwork
 from shem.node.rest import files as rest_files
+from shem.node.rest import gsb as rest_gsb
+from shem.node.rest import status as rest_status
 from shem.node.rest.server import build_app
 
 
 class Node:
-    """A node with nothing but files."""
+    """A node with nothing but files, its own and those of programs."""
 
     def __init__(self, world: Loopback, directory: Path, limits: Limits) -> None:
         self.world, self.directory, self.limits = world, directory, limits
@@ -34,11 +39,14 @@ class Node:
         self.clock = ManualClock()
         self.bootstraps: list[str] = []
         self.readers: set[str] | None = None  # None: everybody
+        self.bus_limits = BusLimits(open_s=5, reply_s=5)
+        self.port = 0
 
     async def start(self) -> None:
         self.directory.mkdir(exist_ok=True)
         self.db = Database(self.directory / "node.db")
         self.peers = PeerNetwork(self.identity, self.world.transport)
+        self.bus = Bus(self.bus_limits)
         self.files = Files(
             self.db,
             self.peers,
@@ -46,23 +54,25 @@ class Node:
             self.clock,
             self.limits,
             may_read=lambda peer, _: self.readers is None or peer in self.readers,
+            live=GftpServices(self.bus),
         )
         self.files.start()
         for address in self.bootstraps:
             self.peers.add_bootstrap(address)
         await self.peers.__aenter__()
-        app = build_app(
-            rest_files.routes(self.files), keys=lambda key: (self.node_id, "test") if key == self.key else None
-        )
+        routes = [*rest_files.routes(self.files), *rest_gsb.routes(self.bus), *rest_status.routes(dict)]
+        app = build_app(routes, keys=lambda key: (self.node_id, "test") if key == self.key else None)
         self.runner = web.AppRunner(app, shutdown_timeout=0.02, handler_cancellation=True)
         await self.runner.setup()
-        await web.TCPSite(self.runner, "127.0.0.1", 0).start()
-        self.http = ApiClient(f"http://127.0.0.1:{self.runner.addresses[0][1]}", self.key)
+        await web.TCPSite(self.runner, "127.0.0.1", self.port).start()
+        self.port = self.runner.addresses[0][1]  # the same after a restart
+        self.http = ApiClient(f"http://127.0.0.1:{self.port}", self.key)
         await self.http.__aenter__()
         self.api = FilesApi(self.http)
 
     async def stop(self) -> None:
         self.files.stop()
+        self.bus.stop()
         await self.http.__aexit__(None, None, None)
         await self.runner.cleanup()
         await self.peers.__aexit__(None, None, None)
