@@ -255,6 +255,18 @@ def test_a_whiteout_does_not_touch_what_the_same_layer_has(kit: Any, place: Plac
     assert is_opaque(place.root / "h")
 
 
+def test_the_last_entry_of_a_directory_counts(kit: Any, place: Place) -> None:
+    place.unpack(kit.layer({"n": "d", "t": D, "m": 0o700}, {"n": "d/f"}, {"n": "d", "t": D, "m": 0o755}))
+    assert stat.S_IMODE((place.root / "d").stat().st_mode) == 0o755
+
+
+def test_names_of_whiteouts_can_be_plain_names(kit: Any, place: Place) -> None:
+    place.unpack(kit.layer({"n": "d/.wh..wh..opq", "d": b"1"}, {"n": ".wh.d", "d": b"2"}), whiteouts=False)
+    assert (place.root / "d/.wh..wh..opq").read_bytes() == b"1"
+    assert (place.root / ".wh.d").read_bytes() == b"2"
+    assert place.damage() == []
+
+
 def test_what_is_left_to_the_layers_below_is_reported(kit: Any, place: Place) -> None:
     report = place.unpack(
         kit.layer(

@@ -67,7 +67,7 @@ class Extractor:
         self._whiteouts = whiteouts
         self._opaque = OPAQUE if self._as_root else OPAQUE[:1]
         self._parents: dict[bytes, int] = {}
-        self._dirs: list[tuple[bytes, int, int, int, float]] = []
+        self._dirs: dict[bytes, tuple[int, int, int, float]] = {}
         self._implicit: set[bytes] = set()
         self._stale = False  # a directory or link that cached fds may have gone through was removed
         self.report = Unpacked()
@@ -96,7 +96,7 @@ class Extractor:
 
     def finish(self) -> Unpacked:
         """Give directories their owners, modes and times: last, because making entries needs and changes them."""
-        for path, mode, uid, gid, mtime in reversed(self._dirs):
+        for path, (mode, uid, gid, mtime) in reversed(self._dirs.items()):
             try:
                 fd = open_in_root(self._root, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             except OSError:
@@ -170,7 +170,7 @@ class Extractor:
             self._make_opaque(name, parent)
 
     def _remember(self, path: bytes, member: Member) -> None:
-        self._dirs.append((path, member.mode, *_owner(member.uid, member.gid), member.mtime))
+        self._dirs[path] = (member.mode, *_owner(member.uid, member.gid), member.mtime)  # the last word counts
 
     def _file(self, tar: TarStream, name: bytes, parent: int, member: Member) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

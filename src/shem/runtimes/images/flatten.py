@@ -204,10 +204,9 @@ class FlatImage:
 
     def _link(self, name: bytes, parent: _Node, member: Member) -> None:
         target = path_parts(member.link)
-        holder = self._resolve(target[:-1])
-        if not target or (holder is not None and holder.children is None):
+        if not target:
             raise ImageUnusable(f"a layer has a malformed link {member.name[:80]!r}")
-        found = _children(holder).get(target[-1]) if holder is not None else None
+        found = self._target(target)
         if found is None:
             self._leave_out("hard links to nothing")
             return
@@ -215,6 +214,20 @@ class FlatImage:
             raise ImageUnusable(f"a layer has a hard link to a directory: {member.name[:80]!r}")
         self._count()
         _children(parent)[name] = _Entry(found.node, self._layer)
+
+    def _target(self, target: list[bytes]) -> _Entry | None:
+        """Of a hard link: in this layer, or just there in those below."""
+        holder = self._resolve(target[:-1], layer=self._layer)
+        found = (holder.children or {}).get(target[-1]) if holder is not None else None
+        if found is not None and found.layer == self._layer:
+            return found
+        found, at = None, self._root
+        for part in target:
+            found = (at.children or {}).get(part)
+            if found is None:
+                return None
+            at = found.node
+        return found
 
     def _hide(self, name: bytes, parent: _Node) -> None:
         if name == OPAQUE_MARK:
@@ -243,7 +256,7 @@ class FlatImage:
             children = _children(at)
             found = children.get(part)
             if found is not None and found.node.member.kind == SYMLINK and found.layer == self._layer:
-                there = self._resolve(parts[:depth])
+                there = self._resolve(parts[:depth], layer=self._layer)
                 if there is not None and there.children is not None:
                     at = there
                     continue
@@ -252,11 +265,12 @@ class FlatImage:
                 if at.depth >= _MAX_DEPTH:
                     raise ImageUnusable(f"a layer has a path that is too long: {b'/'.join(parts)[:80]!r}")
                 found = children[part] = _Entry(_Node(_directory(), (-1, -1), at.depth + 1), self._layer)
+            found.layer = self._layer
             at = found.node
         return at
 
-    def _resolve(self, parts: Sequence[bytes]) -> _Node | None:
-        """What is at a path when all links are followed, inside the tree."""
+    def _resolve(self, parts: Sequence[bytes], *, layer: int = -1) -> _Node | None:
+        """What is at a path when all links are followed, inside the tree; only in ``layer``, if one is given."""
         trail = [self._root]
         pending = deque(parts)
         hops = 0
@@ -268,7 +282,7 @@ class FlatImage:
                 trail = trail[:-1] or trail
                 continue
             entry = (trail[-1].children or {}).get(part)
-            if entry is None:
+            if entry is None or layer not in (-1, entry.layer):
                 return None
             if entry.node.member.kind != SYMLINK:
                 trail.append(entry.node)
