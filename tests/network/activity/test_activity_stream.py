@@ -82,6 +82,27 @@ async def test_raw_stream_format_and_resumption(pair: Any, tools: Any) -> None:
     assert ids(rest) == ids(lines)[1:]
 
 
+async def test_a_reader_that_lost_its_line_within_an_event_goes_on_there(pair: Any, tools: Any) -> None:
+    """Output that is given at the end comes in several parts, and the end of the command behind it, all of one event."""
+    activity_id, _ = await pair.activity()
+    batch = await pair.rent.exec(activity_id, [tools.run("count", "60000", capture={"stdout": {"atEnd": {}}})])
+    await pair.rent.results(activity_id, batch, timeout_s=20)
+    path = f"/activity-api/v1/activity/{activity_id}/exec/{batch}"
+    async with pair.alice.http() as http:
+
+        async def read(last: str) -> list[str]:
+            headers = {"Accept": "text/event-stream", "Last-Event-ID": last}
+            async with http.session.get(http.url(path), headers=headers) as answer:
+                return (await answer.read()).decode().split("\n")
+
+        whole = await read("")
+        assert len(ids(whole)) > 6
+        assert max(map(len, whole)) < 64 << 10
+        for number, last in enumerate(ids(whole)):
+            rest = await read(last)
+            assert ids(rest) == ids(whole)[number + 1 :]
+
+
 def ids(lines: list[str]) -> list[str]:
     return [line[4:] for line in lines if line.startswith("id: ")]
 

@@ -6,11 +6,12 @@ import json
 from itertools import pairwise
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shem.node.activity.events import STDOUT, Event, Finished, Kind, Output, Started, encode_kind
-from shem.node.activity.results import Script, Streamer, results, split_text
+from shem.node.activity.events import MAX_PIECE, STDOUT, Event, Finished, Kind, Output, Started, encode_kind
+from shem.node.activity.results import MAX_LINE, Script, Streamer, place_of, results, split_text
 
 
 def script(capture: Any) -> Script:
@@ -69,6 +70,32 @@ def test_a_capture_at_the_end_is_the_same_in_result_and_stream(
     assert isinstance(result.stdout, bytes)
     assert len(result.stdout) == min(count, len(data))
     assert streamed(what, happened) == ([result.stdout] if result.stdout else [])
+
+
+@pytest.mark.parametrize("letter", ["a", "\0", "é", "€", "😀", '"'])
+@pytest.mark.parametrize("capture", [{"stream": {}}, {"atEnd": {}}, {"atEnd": {"format": "bin"}}])
+def test_no_piece_of_a_stream_is_long(letter: str, capture: Any) -> None:
+    """Each is a line for clients, and some of them take no longer ones."""
+    data = (letter * 300_000).encode()
+    happened = events([data[at : at + MAX_PIECE] for at in range(0, len(data), MAX_PIECE)])
+    shown = streamed(script(capture), happened)
+    assert b"".join(piece.encode() if isinstance(piece, str) else piece for piece in shown) == data
+    lines = [
+        len(json.dumps(list(piece) if isinstance(piece, bytes) else piece, ensure_ascii=False).encode())
+        for piece in shown
+    ]
+    assert max(lines) <= 2 * MAX_LINE  # json.dumps puts blanks between numbers
+    assert len(shown) < 100
+
+
+def test_items_of_one_event_have_places_of_their_own() -> None:
+    streamer = Streamer(script({"atEnd": {}}))
+    happened = events([b"x" * MAX_PIECE, b"y" * MAX_PIECE])
+    items = [item for event in happened for item in streamer.items(event, happened)]
+    places = [place_of(item) for item in items]
+    assert len(set(places)) == len(places) > 4
+    assert places == sorted(places)
+    assert [item.part for item in items if item.finished is not None] == [0]
 
 
 @given(st.binary(max_size=20))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,11 +26,11 @@ MODES = {
 
 
 def events(mode: CaptureMode | None, chunks: list[bytes], kind: type[Stdout] | type[Stderr] = Stdout) -> list[object]:
-    capture = StreamCapture(mode, kind, OutputBudget())
-    found: list[object] = []
-    for chunk in chunks:
-        found += capture.feed(chunk)
-    return [*found, *capture.finish()]
+    with closing(StreamCapture(mode, kind, OutputBudget())) as capture:
+        found: list[object] = []
+        for chunk in chunks:
+            found += capture.feed(chunk)
+        return [*found, *capture.finish()]
 
 
 def content(found: list[object]) -> bytes:
@@ -98,3 +100,21 @@ def test_a_tail_keeps_only_what_it_needs() -> None:
     for _ in range(1000):
         assert list(capture.feed(b"y" * 4096)) == []
     assert content(list(capture.finish())) == b"y" * 7
+
+
+def test_a_tail_too_large_for_memory_is_whole() -> None:
+    size = (3 << 20) + 7
+    pieces = [bytes([number % 251]) * (170_000 + number) for number in range(60)]
+    for mode in (
+        CaptureMode(at_end=AtEndCapture(tail=size, format="bin")),
+        CaptureMode(at_end=AtEndCapture(head_tail=2 * size, format="bin")),
+        CaptureMode(at_end=AtEndCapture(tail=1 << 40, format="bin")),
+    ):
+        for chunks in (pieces, [b"".join(pieces)], pieces[:2], []):
+            assert content(events(mode, chunks)) == mode.cut(b"".join(chunks))
+
+
+def test_a_tail_larger_than_a_batch_may_have_is_an_error_and_no_cut() -> None:
+    with pytest.raises(CommandFailed) as failure:
+        events(CaptureMode(at_end=AtEndCapture(tail=1 << 30, format="bin")), [bytes(1 << 20)] * 65)
+    assert failure.value.code == "output_limit"

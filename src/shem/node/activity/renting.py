@@ -23,11 +23,12 @@ from shem.node.activity.courier import Courier
 from shem.node.activity.events import Finished
 from shem.node.activity.inbound import Inbound
 from shem.node.activity.lifecycle import State
-from shem.node.activity.results import Result, Script, Streamer, StreamItem, results
+from shem.node.activity.results import Result, Script, Streamer, StreamItem, place_of, results
 from shem.node.activity.settings import AgreementBook, Hooks, Settings
 from shem.node.db import Database
 from shem.terms.ids import NodeId
 
+START = (0, 0.0)
 _PAGE = 32
 _SCRIPTS_KEPT = 64
 _WAIT_S = 3600.0
@@ -186,8 +187,11 @@ class Renting:
         self._owned(self._db.connection, owner, activity_id)
         store.batch(self._db.connection, activity_id, batch_id)
 
-    async def stream(self, activity_id: str, batch_id: str, *, after_no: int = 0) -> AsyncIterator[StreamItem]:
-        """Everything that happens in a batch, from its beginning to its end, at the reader's pace.
+    async def stream(
+        self, activity_id: str, batch_id: str, *, after: tuple[int, float] = START
+    ) -> AsyncIterator[StreamItem]:
+        """Everything that happens in a batch, from its beginning (or ``after`` a place in it) to its end, at the reader's
+        pace.
 
         Raises :class:`Unresponsive` when the provider or its exe unit goes away.
         """
@@ -219,7 +223,7 @@ class Renting:
                     else []
                 )
                 for item in streamer.items(event, output):
-                    if item.no > after_no:
+                    if place_of(item) > after:
                         yield item
             if page:
                 continue

@@ -2,21 +2,28 @@
 
 A command shows the output that its ``capture`` asks for and nothing else; commands without captures (deploy, start,
 transfer) show what they wrote. Text that a piece of output cuts through the middle of a character is held back until
-its rest arrives, so the pieces of a stream are the text; what is not UTF-8 is given as the values of its bytes.
+its rest arrives, so the pieces of a stream are the text; what is not UTF-8 is given as the values of its bytes. Pieces of a
+stream are small once they are JSON: clients read them as lines, and some take none longer than 128 KiB.
 """
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from shem.node.activity.events import STDERR, STDOUT, Event, Finished, Output, Progress, Started
 from shem.terms.script import AtEndCapture, CaptureMode, Command, Run, name_of, parse_with_source
 
 _WHOLE = CaptureMode(at_end=AtEndCapture())
+MAX_LINE = 48 << 10
+_BYTES_OF_LINE = MAX_LINE // 4
+_SHORT = MAX_LINE // 12
+"""Characters that fit into a line whatever they are."""
 _LONGEST_TAIL = 3
 """How many bytes of an unfinished UTF-8 character there can be."""
 
@@ -39,9 +46,13 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamItem(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing to tell a reader of the stream: exactly one of the later fields is set."""
+    """One thing to tell a reader of the stream: exactly one of the later fields is set.
+
+    The last of those that one event leads to has part 0; :func:`place_of` orders them all.
+    """
 
     no: int
+    part: int = 0
     index: int
     at_us: int
     command: dict[str, Any] | None = None
@@ -146,6 +157,10 @@ class Streamer:
 
     def items(self, event: Event, output: Sequence[Event] = ()) -> list[StreamItem]:
         """What to tell. ``output``: all events of this command, when :meth:`needs_output`."""
+        found = self._items(event, output)
+        return [*(replace(item, part=part) for part, item in enumerate(found[:-1], start=1)), *found[-1:]]
+
+    def _items(self, event: Event, output: Sequence[Event]) -> list[StreamItem]:
         match event.kind:
             case Started():
                 self._tails = {STDOUT: b"", STDERR: b""}
@@ -171,7 +186,7 @@ class Streamer:
         self._shown[stream] += len(data)
         if not mode.binary:
             data, self._tails[stream] = split_text(self._tails[stream] + data)
-        return [self._output(event, stream, as_text(mode, data))] if data else []
+        return self._output(event, stream, as_text(mode, data))
 
     def _rest(self, event: Event, stream: int, output: Sequence[Event]) -> list[StreamItem]:
         mode = self._script.mode(event.index, stream)
@@ -179,18 +194,40 @@ class Streamer:
             return []
         if mode.streams:
             tail, self._tails[stream] = self._tails[stream], b""
-            return [self._output(event, stream, tail)] if tail else []
+            return self._output(event, stream, tail)
         pieces = [kind.data for e in output if isinstance(kind := e.kind, Output) and kind.stream == stream]
         whole = mode.cut(b"".join(pieces))
-        return [self._output(event, stream, as_text(mode, whole))] if whole else []
+        return self._output(event, stream, as_text(mode, whole))
 
-    def _output(self, event: Event, stream: int, shown: str | bytes) -> StreamItem:
-        if stream == STDOUT:
-            return self._item(event, stdout=shown)
-        return self._item(event, stderr=shown)
+    def _output(self, event: Event, stream: int, shown: str | bytes) -> list[StreamItem]:
+        name = "stdout" if stream == STDOUT else "stderr"
+        return [self._item(event, **{name: part}) for part in short_parts(shown)]
 
     def _item(self, event: Event, **what: Any) -> StreamItem:
         return StreamItem(no=event.no, index=event.index, at_us=event.at_us, **what)
+
+
+def short_parts(shown: str | bytes) -> Iterator[str | bytes]:
+    """Cut output so that each part is at most :data:`MAX_LINE` bytes of JSON; nothing of nothing."""
+    if isinstance(shown, bytes):
+        for start in range(0, len(shown), _BYTES_OF_LINE):
+            yield shown[start : start + _BYTES_OF_LINE]
+        return
+    for start in range(0, len(shown), MAX_LINE):
+        yield from _halved(shown[start : start + MAX_LINE])
+
+
+def _halved(text: str) -> Iterator[str]:
+    if len(text) <= _SHORT or len(msgspec.json.encode(text)) <= MAX_LINE:
+        yield text
+    else:
+        yield from _halved(text[: len(text) // 2])
+        yield from _halved(text[len(text) // 2 :])
+
+
+def place_of(item: StreamItem) -> tuple[int, float]:
+    """Where an item stands in its batch's stream; orders all of them."""
+    return item.no, item.part or math.inf
 
 
 def split_text(data: bytes) -> tuple[bytes, bytes]:

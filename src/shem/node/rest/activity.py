@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import AsyncIterator
 from typing import cast
@@ -10,6 +11,7 @@ import msgspec
 from aiohttp import web
 
 from shem.errors import NotImplementedHere, Refused, ShemError
+from shem.node.activity.renting import START
 from shem.node.activity.results import Result, Shown, StreamItem
 from shem.node.activity.service import Activities
 from shem.node.activity.store import ProviderEventRow, from_us
@@ -48,7 +50,7 @@ from shem.wire.base import encode
 PREFIX = "/activity-api/v1"
 _MAX_EVENTS = 1000
 _PART = 1 << 16
-_EVENT_ID = re.compile(r"\d{1,15}")
+_EVENT_ID = re.compile(r"(\d{1,15})(?:\.(\d{1,9}))?")
 
 
 def routes(activities: Activities) -> list[web.RouteDef]:
@@ -131,10 +133,12 @@ class _Api:
         )
         return respond([_result(result) for result in found[:limit]])
 
-    async def _stream(self, activity_id: str, batch_id: str, after_no: int) -> AsyncIterator[tuple[str, str, bytes]]:
+    async def _stream(
+        self, activity_id: str, batch_id: str, after: tuple[int, float]
+    ) -> AsyncIterator[tuple[str, str, bytes]]:
         try:
-            async for item in self._renting.stream(activity_id, batch_id, after_no=after_no):
-                yield "runtime", str(item.no), encode(_runtime_event(batch_id, item))
+            async for item in self._renting.stream(activity_id, batch_id, after=after):
+                yield "runtime", _event_id(item), encode(_runtime_event(batch_id, item))
         except ShemError as error:  # the status has left already: the reader learns of it as an event
             yield "error", "", encode(error.as_dict())
 
@@ -182,10 +186,16 @@ def _id(request: web.Request) -> str:
     return names(request)["activity_id"]
 
 
-def _resume_after(request: web.Request) -> int:
+def _event_id(item: StreamItem) -> str:
+    return f"{item.no}.{item.part}" if item.part else str(item.no)
+
+
+def _resume_after(request: web.Request) -> tuple[int, float]:
     """Where a reader that lost its line goes on; a first one begins at the beginning."""
-    text = request.headers.get("Last-Event-ID", "")
-    return int(text) if _EVENT_ID.fullmatch(text) else 0
+    found = _EVENT_ID.fullmatch(request.headers.get("Last-Event-ID", ""))
+    if found is None:
+        return START
+    return int(found[1]), int(found[2]) if found[2] else math.inf
 
 
 def _output(shown: Shown) -> Output:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from shem.client.exeunit import ExeUnitLink
@@ -95,11 +96,16 @@ class Commands:
         self, batch_id: str, index: int, command: Run, timeout_s: float | None, budget: OutputBudget
     ) -> None:
         capture = command.capture
-        streams = {
-            1: StreamCapture(capture.stdout if capture else None, Stdout, budget),
-            2: StreamCapture(capture.stderr if capture else None, Stderr, budget),
-        }
+        out, err = (capture.stdout, capture.stderr) if capture else (None, None)
+        with (
+            closing(StreamCapture(out, Stdout, budget, self._machine.directory)) as stdout,
+            closing(StreamCapture(err, Stderr, budget, self._machine.directory)) as stderr,
+        ):
+            await self._captured(batch_id, index, command, timeout_s, {1: stdout, 2: stderr})
 
+    async def _captured(
+        self, batch_id: str, index: int, command: Run, timeout_s: float | None, streams: dict[int, StreamCapture]
+    ) -> None:
         last_words = bytearray()
 
         async def on_output(stream: int, data: bytes) -> None:
