@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import io
 import json
 import os
 import shutil
+import signal
 import stat
+import sys
 import tarfile
 import zlib
 from collections.abc import AsyncIterator, Callable
@@ -343,6 +346,7 @@ def test_the_cage_shows_nothing_else(make: Callable[..., Path], tmp_path: Path) 
     assert busybox is not None
     looks = ("find / ! -path '/lib*' ! -path '/usr/lib*'", "touch /x", "touch /image", "cat /proc/self/stat", "env")
     look = "; ".join(f"/busybox {each}" for each in (*looks, "ip -o link", "unshare -m /busybox true"))
+    look += "; ulimit -v; ulimit -t; ulimit -n"
     tail = command.index("--")
     command = [command[0], "--ro-bind", busybox, "/busybox", *command[1:tail], "--", "/busybox", "sh", "-c", look]
     with (tmp_path / "said").open("w+b") as said, cage._start(command, said) as process:
@@ -355,13 +359,69 @@ def test_the_cage_shows_nothing_else(make: Callable[..., Path], tmp_path: Path) 
     assert complaints.count("Read-only file system") == 2
     assert "/proc/self/stat: No such file" in complaints.replace("'", "")
     assert "unshare" in complaints
-    assert {line.partition("=")[0] for line in lines if "=" in line and not line[0].isdigit()} <= {
-        "PATH",
-        "PWD",
-        "SHLVL",
-        "OLDPWD",
-    }
-    assert [line.split(":")[1].strip() for line in lines if line[0].isdigit()] == ["lo"]
+    variables = {line.partition("=")[0] for line in lines if "=" in line and not line[0].isdigit()}
+    assert variables <= {"PATH", "PWD", "SHLVL", "OLDPWD"}
+    assert [line.split(":")[1].strip() for line in lines if ": " in line and line[0].isdigit()] == ["lo"]
+    assert [line for line in lines if line.isdigit()] == ["2097152", "1200", "64"]
+
+
+def test_patience_has_an_end() -> None:
+    read, write = os.pipe()
+    try:
+        os.write(write, b"first")
+        with open(read, "rb", buffering=0) as pipe:
+            silent = cage._Pipe(pipe, silence_s=0.01)
+            assert silent.read(100) == b"first"
+            with pytest.raises(ImageUnusable, match="too long"):
+                silent.read(100)
+    finally:
+        os.close(write)
+
+
+async def test_a_worker_that_is_killed_takes_the_cage_with_it(tmp_path: Path) -> None:
+    """As when nobody waits for an image any more."""
+    busybox = shutil.which("busybox")
+    assert busybox is not None
+    script = f"""
+import sys
+from pathlib import Path
+from shem.runtimes.images import cage
+command = cage._command(Path(sys.argv[1]))
+tail = command.index("--")
+program = ["/busybox", "sh", "-c", "echo up; while true; do :; done"]
+command = [command[0], "--ro-bind", {busybox!r}, "/busybox", *command[1:tail], "--", *program]
+with open(sys.argv[1], "r+b") as said, cage._start(command, said) as process:
+    print(process.stdout.read(3), flush=True)
+    process.wait()
+"""
+    image = tmp_path / "image"
+    image.write_bytes(b"x")
+    worker = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script, str(image)), stdout=asyncio.subprocess.PIPE
+    )
+    assert worker.stdout is not None
+    family: list[int] = []
+    try:
+        async with asyncio.timeout(60):
+            assert await worker.stdout.readline() == b"b'up\\n'\n"
+            family = descendants(worker.pid)
+            assert len(family) >= 2
+            worker.kill()
+            await worker.wait()
+            while any(Path(f"/proc/{pid}").exists() for pid in family):  # noqa: ASYNC110 (orphans do not tell)
+                await asyncio.sleep(0.01)
+    finally:
+        if worker.returncode is None:
+            worker.kill()
+            await worker.wait()
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def descendants(pid: int) -> list[int]:
+    children = [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [*children, *(below for child in children for below in descendants(child))]
 
 
 # -- the store ---------------------------------------------------------------------------------------------------
