@@ -24,7 +24,7 @@ class AdminApi:
         self, name: str, *, node_id: str | None = None, allow_origins: Sequence[str] = ()
     ) -> wire.AppKey:
         """A new key; the one that there is, when the name is taken."""
-        body = wire.NewAppKey(name=name, id=node_id, allow_origins=list(allow_origins))
+        body = wire.NewAppKey(name=name, id=node_id, allow_origins=tuple(allow_origins))
         return await self._http.call("POST", f"{ROOT}/app-keys", json=body, into=wire.AppKey)
 
     async def drop_app_key(self, name: str) -> None:

@@ -12,7 +12,7 @@ class NewAppKey(Wire):
 
     name: str
     id: str | None = None
-    allow_origins: list[str] = []
+    allow_origins: tuple[str, ...] = ()
 
 
 class AppKey(Wire, kw_only=True, omit_defaults=False):

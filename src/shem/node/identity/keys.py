@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from datetime import datetime
+from io import BufferedReader
 from pathlib import Path
 
 import coincurve
@@ -51,6 +52,16 @@ class Identity:
         return cls(keystore.load_or_create_secret(directory, passphrase, secret))
 
     @classmethod
+    def open(cls, directory: Path) -> Identity:
+        """The identity that is kept in ``directory``, for its owner's tools. Errors as for :meth:`open_or_create`."""
+        try:
+            return cls(keystore.read_secret(directory))
+        except OSError as error:
+            raise keystore.KeystoreUnusable(
+                f"no identity can be read in {directory}: {error.strerror}", hint="name the node's data directory"
+            ) from error
+
+    @classmethod
     def generate(cls) -> Identity:
         """A fresh one, in memory only."""
         return cls(keystore.new_secret())
@@ -74,10 +85,10 @@ class Identity:
         """32 secret bytes for one purpose; nothing about the identity follows from them."""
         return hmac.digest(self._key.secret, f"shem {purpose}".encode(), hashlib.sha256)
 
-    def sign_file(self, content: bytes) -> bytes:
+    def sign_file(self, file: BufferedReader) -> bytes:
         """65 bytes ``v|r|s`` (``v`` 0 or 1) over the sha-256 of what the user signs by hand, as Golem's command line does.
         Nothing else is hashed so here: it can pass for no transaction and no document."""
-        signature = signing.sign_with(self._key, hashlib.sha256(content).digest())
+        signature = signing.sign_with(self._key, hashlib.file_digest(file, "sha256").digest())
         return bytes([signature[64] - 27]) + signature[:64]
 
     def sign(self, purpose: str, payload: bytes) -> bytes:

@@ -8,10 +8,8 @@ from typing import Any
 from aiohttp import web
 
 from shem.node.rest.server import KEY_NAME, caller, respond
-from shem.version import VERSION
+from shem.version import COMPATIBLE_WITH, VERSION
 
-COMPATIBLE_WITH = "0.16.0"
-"""The version of the original daemon whose API this node speaks; clients refuse what they think is older than 0.15.2."""
 _BORN = "2026-01-01T00:00:00"
 
 
