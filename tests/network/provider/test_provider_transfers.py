@@ -343,12 +343,14 @@ async def test_progress_of_a_deploy(shop: World) -> None:
     package = await shop.publish("fresh", Env=["A=progress"])
     rented = await shop.requestor.rent(package)
     await rented.create()
-    batch = await shop.requestor.activities.exec(rented.activity_id, [{"deploy": {"progress": {}}}, {"start": {}}])
-    seen = [
-        event.kind.progress
+    deploy = {"deploy": {"progress": {}}}
+    batch = await shop.requestor.activities.exec(rented.activity_id, [deploy, {"terminate": {}}, deploy, {"start": {}}])
+    told = [
+        (event.index, event.kind.progress)
         async for event in shop.requestor.activities.stream(rented.activity_id, batch)
         if event.kind.progress is not None
     ]
-    assert seen
-    assert (seen[-1].unit, seen[-1].step) == ("Bytes", (0, 1))
+    assert {index for index, _ in told} == {0, 2}
+    seen = [progress for _, progress in told]
+    assert (seen[-1].unit, seen[-1].step, seen[-1].message) == ("Bytes", (0, 1), "preparing the image")  # it was here
     await shop.requestor.end(rented)

@@ -187,3 +187,17 @@ def _cmdline(pid: str) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+async def test_a_sandbox_is_called_as_it_is_told(driver, rootfs, limits, tmp_path) -> None:
+    box = await driver.create("x", rootfs, limits, directory=tmp_path / "box", volumes={}, hostname="golem")
+    said = bytearray()
+
+    async def keep(stream: int, data: bytes) -> None:
+        said.extend(data)
+
+    try:
+        await box.guest.run(["sh", "-c", "cat /proc/sys/kernel/hostname"], on_output=keep)
+    finally:
+        await box.destroy()
+    assert said == b"golem\n"

@@ -59,6 +59,7 @@ class Commands:
         match command:
             case Deploy():
                 progress = ProgressReports(self._link, batch_id, index, command.progress)
+                progress.fetching(0, 0, "preparing the image")  # one that is here already tells nothing more
                 printed = await progress.during(self._machine.deploy(command, progress.fetching))
                 self._on_sandbox(self._machine.running)
                 await self._link.emit_output(batch_id, index, Stdout, printed.encode())
