@@ -104,4 +104,25 @@ DIFFERENCES: Mapping[str, Difference] = {
     "confirm-withdrawn": _at(
         410, 204, "POST /agreements/{id}/confirm", "the offer is withdrawn", "the provider's agent would never see it"
     ),
+    # activity
+    "activity-nonsense-agreement": _at(400, 500, "POST /activity", "an agreement id that is none", _NO_500),
+    "stranger-activity": _at(
+        404, 403, "/activity…", "an agreement or activity of another identity of the node", _PRIVATE
+    ),
+    "provider-creates": _at(
+        403, 404, "POST /activity", "by the agreement's provider", "it exists, and it is not the provider's to do"
+    ),
+    "provider-executes": _at(
+        403, 404, "POST /activity/{id}/exec", "by the provider", "it exists, and it is not the provider's to do"
+    ),
+    "state-of-others": _at(404, 500, "PUT /activity/{id}/state", "by any other than its provider", _NO_500),
+    "unknown-activity": _at(404, 500, "/activity/{id}…", "an unknown activity", _NO_500),
+    "stranger-looks-on": _at(404, 200, "GET /activity/{id}/…", "an activity of another identity of the node", _PRIVATE),
+    "unknown-batch": _at(404, 500, "GET /activity/{id}/exec/{batch}", "an unknown batch, or no exe unit", _NO_500),
+    "no-command": _at(404, 500, "GET /activity/{id}/command", "no command runs", _NO_500),
+    # service bus
+    "no-upgrade": _at(400, 500, "GET /gsb-api/v1/services/{id}", "without a WebSocket", _NO_500),
+    "stranger-socket": _at(404, 500, "GET /gsb-api/v1/services/{id}", "a service of another identity", _PRIVATE),
+    "stranger-service": _at(404, 200, "DELETE /gsb-api/v1/services/{id}", "a service of another identity", _PRIVATE),
+    "call-of-nothing": _at(404, 500, "POST /_gsb/…", "a service, or a component of one, that is not there", _NO_500),
 }
