@@ -91,7 +91,7 @@ class Web:
     async def get(self, url: str) -> AsyncIterator[WebDownload]:
         """Begin a download. Raises :class:`WebRefused`, :class:`WebNotFound`, :class:`WebFailed`."""
         here, login = self._place(url)
-        async with self._session() as session:
+        async with self._session(_STALL_S) as session:
             for _ in range(_REDIRECTS + 1):
                 host = here.host or ""
                 try:
@@ -121,7 +121,7 @@ class Web:
         headers = {"Content-Type": "application/octet-stream", **login}
         if size is not None:
             headers["Content-Length"] = str(size)
-        async with self._session() as session:
+        async with self._session(_ANSWER_S) as session:
             try:
                 async with asyncio.timeout(_STALL_S) as limit:
                     body = _timed(content, limit)
@@ -132,12 +132,12 @@ class Web:
             except (aiohttp.ClientError, OSError, ValueError) as error:
                 raise _broken(host, error) from None
 
-    def _session(self) -> aiohttp.ClientSession:
+    def _session(self, silence_s: float) -> aiohttp.ClientSession:
         resolver = _Guard(self._allowed, self._names(), self._look_ups)
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, force_close=True),
             cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=_ANSWER_S),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=silence_s),
             headers={"Accept-Encoding": "identity", "User-Agent": "shem"},
             auto_decompress=False,  # what is checked and stored is what the server holds
             read_bufsize=_CHUNK,
