@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from shem.cli import demo, devnet, identity, image, market, node, payment, provider, run
+from shem.cli import appkey, demo, devnet, identity, image, market, node, payment, provider, run
 from shem.version import VERSION
 
 app = typer.Typer(
@@ -41,4 +41,5 @@ app.add_typer(provider.app, name="provider")
 app.add_typer(market.app, name="market")
 app.add_typer(payment.app, name="payment")
 app.add_typer(identity.app, name="identity")
+app.add_typer(appkey.app, name="app-key")
 app.add_typer(image.app, name="image")

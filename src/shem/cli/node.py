@@ -54,3 +54,11 @@ def run(
             typer.echo(f"node {facts['node_id']} is ready: REST at {facts['api_url']}, peers at {facts['address']}")
 
     main(run_node(config, ready))
+
+
+@app.command()
+def stop(data_dir: DataDir = None) -> None:
+    """End the node in this directory, and wait until it has."""
+    from shem.cli.owner import Place, shut_down
+
+    shut_down(Place.of(data_dir))

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from shem.wire.payment import Account
 
 T = TypeVar("T")
+SHUTDOWN_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,15 @@ async def release_allocations(http: ApiClient) -> int:
             continue
         released += 1
     return released
+
+
+def shut_down(place: Place) -> None:
+    """End the node and wait until it has. Raises :class:`TimeoutError` besides what the call may."""
+    from shem.client.admin import AdminApi
+
+    ask(place, lambda http: AdminApi(http).shutdown(), as_owner=True)
+    if not asyncio.run(ended(place.data_dir, SHUTDOWN_S)):
+        raise TimeoutError(f"the node was told to end, and still runs after {SHUTDOWN_S:.0f} s")
 
 
 async def ended(data_dir: Path, timeout_s: float) -> bool:

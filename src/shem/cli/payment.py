@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from shem.cli.common import ApiUrl, AppKey, Json, credentials
+
+if TYPE_CHECKING:
+    from shem.client.http import ApiClient
+
+T = TypeVar("T")
 
 app = typer.Typer(help="The money: what is there, what is owed, what was paid.", no_args_is_help=True)
 
@@ -59,6 +64,47 @@ def status(api_url: ApiUrl = None, app_key: AppKey = None, as_json: Json = False
             console.print(f"{p['platform']}: {p['error']}", style="yellow", markup=False)
     for problem in problems:
         console.print(f"{problem.get('kind')}: {problem.get('message')}", style="yellow", markup=False)
+
+
+@app.command()
+def fund(
+    network: Annotated[str | None, typer.Option(help="Default: the node's first.")] = None,
+    api_url: ApiUrl = None,
+    app_key: AppKey = None,
+    as_json: Json = False,
+) -> None:
+    """Get test tokens for the node's account, on a network where they are only that."""
+    from shem.client.admin import AdminApi
+
+    told = _ask(api_url, app_key, lambda http: AdminApi(http).fund(network))
+    if as_json:
+        print(json.dumps({"platform": told.platform, "address": told.address, "message": told.message}))
+    else:
+        typer.echo(f"{told.platform}: {told.message}")
+
+
+@app.command("release-allocations")
+def release_allocations(api_url: ApiUrl = None, app_key: AppKey = None, as_json: Json = False) -> None:
+    """Set nothing aside any more: for what programs that ended badly have left."""
+    from shem.cli import owner
+
+    released = _ask(api_url, app_key, owner.release_allocations)
+    if as_json:
+        print(json.dumps({"released": released}))
+    else:
+        typer.echo(f"{released} allocations released")
+
+
+def _ask(api_url: str | None, app_key: str | None, question: Callable[[ApiClient], Awaitable[T]]) -> T:
+    url, key = credentials(api_url, app_key)
+
+    async def talk() -> T:
+        from shem.client.http import ApiClient
+
+        async with ApiClient(url, key) as http:
+            return await question(http)
+
+    return asyncio.run(talk())
 
 
 def _open(flow: dict[str, Any]) -> str:

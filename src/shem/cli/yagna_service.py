@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shem.cli.owner import ask, ended
+from shem.cli.owner import ask, shut_down
 from shem.cli.yagna_output import speech
 from shem.errors import Misconfigured, NotImplementedHere
 
@@ -17,7 +17,6 @@ service = typer.Typer(help="The daemon.", no_args_is_help=True)
 version = typer.Typer(help="Which version runs.", no_args_is_help=True)
 APPS = {"service": service, "version": version}
 
-SHUTDOWN_S = 30.0
 LOG_BYTES, LOG_FILES = 10 << 20, 5
 
 
@@ -76,14 +75,8 @@ def shutdown(
     ctx: typer.Context, gracefully: Annotated[bool, typer.Option(help="This node always ends in order.")] = False
 ) -> None:
     """End the node, and wait until it has."""
-    import asyncio
-
-    from shem.client.admin import AdminApi
-
     say = speech(ctx)
-    ask(say.place, lambda http: AdminApi(http).shutdown(), as_owner=True)
-    if not asyncio.run(ended(say.place.data_dir, SHUTDOWN_S)):
-        raise TimeoutError(f"the node was told to end, and still runs after {SHUTDOWN_S:.0f} s")
+    shut_down(say.place)
     say.value({"Ok": None})
 
 
