@@ -35,7 +35,7 @@ from tests.api.networks import Network, original, original_is_missing, ours
 
 DURATION, CPU = "golem.usage.duration_sec", "golem.usage.cpu_sec"
 MARKET, ACTIVITY, PAYMENT, OURS = "/market-api/v1", "/activity-api/v1", "/payment-api/v1", "/shem-api/v1"
-NET = "/net-api/v1"
+NET, GSB = "/net-api/v1", "/gsb-api/v1"
 QUICK_S = 10.0
 """No call of these tests may take longer: a hang is a failure."""
 
@@ -126,6 +126,7 @@ class Deal:
     file_id: str = ""
     inbox_id: str = ""
     network_id: str = ""
+    service_id: str = ""
     node_id: str = ""
 
     def fill(self, call: Call) -> str:
@@ -140,6 +141,7 @@ class Deal:
             "node": self.node_id,
             **dict.fromkeys(("ip", "source", "target"), "192.168.0.1"),
             "port": "22",
+            "address": "public/gftp/nobody/GetChunk",
         }
         return re.sub(r"{(\w+)}", lambda found: values.get(found[1], "something"), call.template)
 
@@ -154,6 +156,7 @@ class Deal:
             "invoices": self.invoice_id,
             "payments": self.payment_id,
             "net": self.network_id,
+            "services": self.service_id,
         }
         noun = template.split("/{id}")[0].rsplit("/", 1)[-1]
         return by_noun.get(noun, "")
@@ -235,6 +238,8 @@ class World:
             deal.file_id = (await answer.json())["fileId"]
         deal.inbox_id = (await self.rent.call("POST", f"{OURS}/files/inbox"))["fileId"]
         deal.network_id = (await self.rent.call("POST", f"{NET}/net", json={"ip": "192.168.0.0/24"}))["id"]
+        listen = {"on": f"/public/gftp/{secrets.token_hex(8)}", "components": ["GetChunk"]}
+        deal.service_id = (await self.rent.call("POST", f"{GSB}/services", json={"listen": listen}))["servicesId"]
         return deal
 
     async def _agree(self, deal: Deal) -> None:

@@ -30,7 +30,7 @@ FIELDS = _words("""
     amount totalAmount totalAmountDue totalAmountAccepted makeDeposit address paymentPlatform deposit
     allocationId usageCounterVector paymentDueDate activityIds rejectionReason message driver network token run
     deploy start transfer entry_point args capture from to golem.srv.comp.expiration golem.com.usage.vector
-    golem.com.pricing.model
+    golem.com.pricing.model listen on components shared
 """)
 QUERIES = _words("""
     timeout maxEvents maxItems commandIndex afterTimestamp afterDate beforeDate appSessionId state peerId
