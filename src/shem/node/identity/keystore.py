@@ -91,8 +91,11 @@ def load_or_create_secret(directory: Path, passphrase: str | None, wanted: bytes
 
 def read_secret(directory: Path, passphrase: str | None = None) -> bytes:
     """The secret of a directory that has one. Raises :class:`WrongPassphrase`, :class:`KeystoreUnusable`, ``OSError``."""
-    content = _read_private(directory / KEYSTORE)
-    return decrypt(content, _generated_passphrase(directory) if passphrase is None else passphrase)
+    path = directory / KEYSTORE
+    path.stat()  # a directory without one lacks no passphrase
+    if passphrase is None:
+        passphrase = _generated_passphrase(directory)
+    return decrypt(_read_private(path), passphrase)
 
 
 def encrypt(secret: bytes, passphrase: str, *, n: int) -> bytes:
