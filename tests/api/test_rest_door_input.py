@@ -24,6 +24,12 @@ BODYLESS = {
     f"POST {PAYMENT}/invoices/{{id}}/cancel",
     f"POST {PAYMENT}/debitNotes/{{id}}/reject",  # these two are not offered at all
     f"POST {PAYMENT}/debitNotes/{{id}}/cancel",
+    f"POST {ACTIVITY}/activity/{{activity_id}}/encrypted",  # nor are these
+    *(
+        f"{method} {ACTIVITY}/activity/{{activity_id}}/proxy-http{rest}"
+        for method in ("POST", "PUT", "PATCH")
+        for rest in ("", "/{path}")
+    ),
 }
 """They take none, and look at none."""
 OPTIONAL = {f"POST {MARKET}/agreements/{{id}}/{verb}" for verb in ("cancel", "reject", "terminate")} | {

@@ -70,8 +70,11 @@ def routes(activities: Activities) -> list[web.RouteDef]:
         web.get(f"{one}/exec/{{batch_id}}", api.batch),
         web.delete(one, api.destroy),
         web.post(f"{one}/encrypted", api.encrypted),
-        web.route("*", f"{one}/proxy-http", api.proxy),
-        web.route("*", f"{one}/proxy-http/{{path:.*}}", api.proxy),
+        *(
+            add(f"{one}/proxy-http{rest}", api.proxy)
+            for add in (web.get, web.post, web.put, web.patch, web.delete)
+            for rest in ("", "/{path:.*}")
+        ),
     ]
 
 
