@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -443,3 +444,63 @@ class TestOnce:
             out, _ = await asyncio.wait_for(ran.communicate(), 30)
             assert ran.returncode == 0
             assert out.startswith(said)
+
+
+def peak_kib(pid: int) -> int:
+    """The most memory that a process has had."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_both_ways_in_constant_memory(nodes: Any, talk: Talk, tmp_path: Path, capsys: Any) -> None:
+    """256 MiB through a program and two nodes, beside the same through the node's own store."""
+    alice, bob = nodes
+    size, block = 256 << 20, secrets.token_bytes(1 << 20)
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        for _ in range(size >> 20):
+            file.write(block)
+
+    async def source() -> AsyncIterator[bytes]:
+        for _ in range(size >> 20):
+            yield block
+
+    async def discard(node_id: str, file_id: str) -> None:
+        async with bob.api.open(node_id, file_id) as incoming:
+            async for _ in incoming.chunks():
+                pass
+
+    async def rounds(small: bool) -> dict[str, float]:
+        chosen = write(tmp_path / "small", block) if small else path
+        count = (1 << 20) if small else size
+        (url,) = await talk.publish(chosen)
+        receiving = await talk.result("receive", output_file=str(tmp_path / "out"))
+        stored, inbox = await alice.api.upload(chosen), await alice.api.create_inbox()
+        speeds = {}
+        for name, work in (
+            ("gftp fetch", discard(*parse_gftp_url(url))),
+            ("gftp send", bob.api.send(*parse_gftp_url(receiving["url"]), pieces(block) if small else source())),
+            ("own fetch", discard(alice.node_id, stored.file_id)),
+            ("own send", bob.api.send(alice.node_id, inbox.file_id, pieces(block) if small else source())),
+        ):
+            started = time.monotonic()
+            await work
+            speeds[name] = count / (time.monotonic() - started) / 1e6
+        assert os.path.getsize(tmp_path / "out") == count
+        return speeds
+
+    await rounds(small=True)
+    before = peak_kib(os.getpid()), peak_kib(talk.process.pid)
+    speeds = await rounds(small=False)
+    grown = [
+        (now - then) / 1024
+        for now, then in zip((peak_kib(os.getpid()), peak_kib(talk.process.pid)), before, strict=True)
+    ]
+    with capsys.disabled():
+        print(
+            {n: f"{s:.0f} MB/s" for n, s in speeds.items()},
+            f"memory grew {grown[0]:.1f} (nodes), {grown[1]:.1f} MiB (gftp)",
+        )
+    assert max(grown) < 32
