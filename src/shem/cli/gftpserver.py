@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import resource
 import signal
 import sys
 import threading
@@ -18,14 +17,14 @@ from shem.cli.gftp import FAILED, INTERNAL_ERROR, VERSION_TEXT, BadCall, Call, a
 from shem.client.files import FilesApi
 from shem.client.gftp import Gftp
 from shem.client.http import ApiClient
-from shem.cogs.places import local_app_key
+from shem.cogs.filelimit import raise_file_limit
+from shem.cogs.places import local_api_url, local_app_key
 from shem.cogs.tasks import TaskScope
 from shem.errors import Misconfigured, Refused, ShemError
 from shem.wire.files import parse_gftp_url
 
 log = logging.getLogger(__name__)
 
-DEFAULT_API_URL = "http://127.0.0.1:7465"
 MAX_OPEN = 64
 """Requests at work at once; more wait in the pipe."""
 PATIENCE_S = 5.0
@@ -112,8 +111,8 @@ class Methods:
                 key = local_app_key()
                 if not key:
                     raise Misconfigured("there is no app key", code="no_app_key", hint="set YAGNA_APPKEY")
-                url = os.environ.get("YAGNA_API_URL") or DEFAULT_API_URL
-                self._http = await self._stack.enter_async_context(ApiClient(url, key, patience_s=PATIENCE_S))
+                http = ApiClient(local_api_url(), key, patience_s=PATIENCE_S)
+                self._http = await self._stack.enter_async_context(http)
             return self._http
 
     async def _files(self) -> Gftp:
@@ -217,10 +216,3 @@ async def _tell(call: Call, methods: Methods, verbose: bool) -> int:
         return 1
     say(answer(call.id, result, bare=not verbose))
     return 0
-
-
-def raise_file_limit() -> None:
-    """Each file that is open to others holds a socket, and often the file itself."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -12,7 +12,6 @@ import os
 import secrets
 import string
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -31,6 +30,8 @@ MAX_FILES = 4000
 """Files of one program that are open to others at once."""
 MAX_HELD = 256
 """Published files that are held open, so that they can be read although their names are gone; more are opened when read."""
+CLOSING = 64
+"""Files that are closed at once."""
 _HASH_BYTES = 1 << 20
 _MAX_CHUNK_BYTES = MAX_FRAME_BYTES - 1024
 _RECEIVE_CHARS = 48  # not 64: that is a hash
@@ -58,8 +59,7 @@ class Gftp:
         self._http = http
         self._node_id = ""
         self._published: dict[str, _Published] = {}
-        self._stack = AsyncExitStack()
-        self._received = 0
+        self._receiving: list[_Receiving] = []
         self._turn = asyncio.Lock()
 
     async def __aenter__(self) -> Gftp:
@@ -70,11 +70,19 @@ class Gftp:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        room = asyncio.Semaphore(CLOSING)
+
+        async def give_up(one: _Published | _Receiving) -> None:
+            async with room:
+                await one.close()
+
         async with asyncio.TaskGroup() as closing:
             for published in self._published.values():
-                closing.create_task(published.close())
-            closing.create_task(self._stack.aclose())
+                closing.create_task(give_up(published))
+            for receiving in self._receiving:
+                closing.create_task(give_up(receiving))
         self._published.clear()
+        self._receiving.clear()
 
     async def publish(self, path: Path) -> str:
         """The URL of a file's content; each call counts, and :meth:`close` counts back. Raises :class:`Unreadable`."""
@@ -109,16 +117,13 @@ class Gftp:
     async def receive(self, path: Path) -> str:
         """A URL that fills this file, which is made now. Raises :class:`Unwritable`."""
         self._make_room()
-        self._received += 1
-        file_id = "".join(secrets.choice(_ALPHABET) for _ in range(_RECEIVE_CHARS))
-        target = await _in_thread(lambda: _Target(path))
-        self._stack.callback(target.close)
-        handlers = {"UploadChunk": target.chunk, "UploadFinished": target.finished}
-        await self._stack.enter_async_context(GsbService(self._http, GFTP + file_id, handlers))
-        return gftp_url(self._node_id, file_id)
+        receiving = _Receiving(self._http, await _in_thread(lambda: _Target(path)))
+        await receiving.open()
+        self._receiving.append(receiving)
+        return gftp_url(self._node_id, receiving.file_id)
 
     def _make_room(self) -> None:
-        if len(self._published) + self._received >= MAX_FILES:
+        if len(self._published) + len(self._receiving) >= MAX_FILES:
             raise Conflict(f"{MAX_FILES} files are open to others already", code="too_many_files")
 
 
@@ -172,6 +177,27 @@ class _Published:
             except OSError as error:
                 reason = reason or f"{source.path}: {error.strerror}"
         raise CannotAnswer(READ_ERROR, reason)
+
+
+class _Receiving:
+    """A file that others may fill."""
+
+    def __init__(self, http: ApiClient, target: _Target) -> None:
+        self.file_id = "".join(secrets.choice(_ALPHABET) for _ in range(_RECEIVE_CHARS))
+        self._target = target
+        handlers = {"UploadChunk": target.chunk, "UploadFinished": target.finished}
+        self._service = GsbService(http, GFTP + self.file_id, handlers)
+
+    async def open(self) -> None:
+        try:
+            await self._service.__aenter__()
+        except BaseException:
+            self._target.close()
+            raise
+
+    async def close(self) -> None:
+        await self._service.__aexit__(None, None, None)
+        self._target.close()
 
 
 class _Source:

@@ -64,13 +64,21 @@ class GsbService:
     async def __aenter__(self) -> GsbService:
         """Raises ``Refused`` (the address is taken), ``NotAuthenticated``, :class:`NodeUnreachable`."""
         await self._bind()
-        self._scope.start(self._serve(await self._connect()), "socket")
+        try:
+            socket = await self._connect()
+        except BaseException:
+            await self._unbind()
+            raise
+        self._scope.start(self._serve(socket), "socket")
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._scope.close()
+        await self._unbind()
+
+    async def _unbind(self) -> None:
         try:
             await self._http.call("DELETE", self._path, timeout_s=5)
         except (ShemError, TimeoutError) as failure:

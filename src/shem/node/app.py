@@ -22,6 +22,7 @@ from typing import Any
 from aiohttp import web
 
 from shem.cogs.clock import SystemClock
+from shem.cogs.filelimit import raise_file_limit
 from shem.cogs.locks import try_lock
 from shem.cogs.places import KEY_FILE, URL_FILE, owners_key
 from shem.errors import Misconfigured
@@ -143,7 +144,6 @@ class Node:
         # something to say to them; closing what never opened does nothing, as does stopping what never started.
         self._stack.push_async_exit(self.peers)
         self._stack.callback(self.files.stop)
-        self._stack.callback(self.bus.stop)
         self.files.start()
         for service in (self.market, self.activities, self.payments):
             self._stack.push_async_callback(service.stop)
@@ -180,6 +180,7 @@ class Node:
             count_error=self._count_error,
             max_poll_s=self.config.max_rest_timeout_s,
         )
+        self.rest.on_shutdown.append(self._hang_up)
         Cors(self.config.api_allow_origin, self.keys, self.config.api_max_age_s).install(self.rest)
         runner = web.AppRunner(
             self.rest,
@@ -208,6 +209,10 @@ class Node:
         place = self.config.data_dir / URL_FILE
         _write_private(place, self.api_url + "\n")
         self._stack.callback(place.unlink, missing_ok=True)
+
+    async def _hang_up(self, _app: web.Application) -> None:
+        """Sockets of programs would keep REST open until its patience ends."""
+        self.bus.stop()
 
     def facts(self) -> dict[str, Any]:
         """What this node tells of itself."""
@@ -247,6 +252,7 @@ class Node:
 async def run_node(config: NodeConfig, ready: Callable[[dict[str, str]], None]) -> None:
     """Run until SIGINT or SIGTERM. ``ready`` is told once where the node is."""
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
+    raise_file_limit()
     loop = asyncio.get_running_loop()
     node = Node(config)
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -13,8 +13,9 @@ import aiohttp
 import pytest
 
 from shem.client.files import TransferBroken
-from shem.errors import Conflict, NotFound, PeerFailed, ShemError
+from shem.errors import Conflict, NotFound, PeerFailed, Refused, ShemError
 from shem.node.files import protocol
+from shem.node.files.service import Limits
 from shem.node.gsb.service import Limits as BusLimits
 from shem.wire.gsb import CHUNK_BYTES
 from tests.network.files.programs import GIVES, TAKES, Program, Taker, gives, program, sha3
@@ -361,6 +362,24 @@ async def test_the_reader_goes_away(nodes: Any) -> None:
                 await asyncio.sleep(0.005)
         asked = len(made.seen)
         assert asked < 100  # it did not read on for nobody
+
+
+class TestSmall:
+    @pytest.fixture
+    def limits(self) -> Limits:
+        return Limits(file_bytes=600_000)
+
+    async def test_nobody_fills_a_disk(self, nodes: Any) -> None:
+        alice, bob = nodes
+        taker = Taker()
+        async with program(alice.http, TAKES, taker) as made:
+            for node in (alice, bob):
+                with pytest.raises(Refused) as caught:
+                    await node.api.send(alice.node_id, made.name, pieces(bytes(600_000), b"x"))
+                assert caught.value.code == "file_too_large"
+                assert taker.hash is None
+            await bob.api.send(alice.node_id, made.name, pieces(bytes(600_000)))
+        assert taker.hash == sha3(bytes(600_000))
 
 
 class TestImpatient:

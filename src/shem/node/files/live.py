@@ -13,7 +13,7 @@ from typing import Protocol
 
 from shem.errors import Conflict
 from shem.node.files.protocol import Head
-from shem.node.files.spool import Writer
+from shem.node.files.spool import TooLarge, Writer
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -91,15 +91,19 @@ class Keep(Protocol):
 class LiveTarget:
     """A program that takes a file."""
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, limit: int) -> None:
+        """``limit``: the most bytes that a peer may have written to a disk of our user."""
         self._sink = sink
+        self._limit = limit
         self._digest = hashlib.sha3_256()
         self._size = 0
 
     async def write(self, data: bytes) -> None:
-        """Hand on. Raises what the program says."""
+        """Hand on. Raises :class:`TooLarge`, and what the program says."""
         self._digest.update(data)
         self._size += len(data)
+        if self._size > self._limit:
+            raise TooLarge(f"a file may have at most {self._limit} bytes here")
         await self._sink.write(data)
 
     async def keep(self, expected: str) -> Head:

@@ -74,7 +74,6 @@ class Content(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     size: int
     sha3: str
-    owners: tuple[str, ...]
 
 
 class InboxBusy(Conflict):
@@ -185,15 +184,16 @@ class Files:
 
         return await self._arrivals.wait_for(file_id, read, timeout_s)
 
-    def content(self, file_id: str) -> Content | None:
-        """A complete file of this node's spool."""
+    def content(self, file_id: str, peer: NodeId | None = None) -> Content | None:
+        """A complete file of this node's spool. Raises ``NotFound`` when it is there and not for this ``peer``."""
         with self._db.transaction() as connection:
             row = store.find(connection, file_id)
             if row is None or row["size"] is None:
                 return None
+            if peer is not None and not any(self._may_read(peer, owner) for owner in store.owners(connection, row)):
+                raise _no_file(file_id)
             store.touch(connection, file_id, self._now_us())
-            owners = store.owners(connection, row)
-        return Content(path=self._content / file_id, size=row["size"], sha3=row["sha3"], owners=owners)
+        return Content(path=self._content / file_id, size=row["size"], sha3=row["sha3"])
 
     def delete(self, owner: str, file_id: str) -> None:
         """Give up one reference, or an inbox. Raises ``NotFound`` when ``owner`` has none."""
@@ -259,13 +259,11 @@ class Files:
 
     async def _serve_get(self, peer: NodeId, header: bytes, stream: Bulk) -> None:
         asked = protocol.unpack(header, protocol.Get)
-        content = self.content(asked.file_id)
+        content = self.content(asked.file_id, peer)
         with self._serving():
             if content is None:
                 await self._serve_live(peer, asked, stream)
                 return
-            if not any(self._may_read(peer, owner) for owner in content.owners):
-                raise _no_file(asked.file_id)
             head = Head(content.size, content.sha3)
             await stream.write(protocol.frame(head))
             async for piece in read_pieces(content.path, asked.offset, _count(head, asked.offset, asked.length)):
@@ -366,7 +364,7 @@ class Files:
         try:
             if live is not None:
                 with closing(live.sink()) as sink:
-                    yield LiveTarget(sink)
+                    yield LiveTarget(sink, self._limits.file_bytes)
             else:
                 async with self._writer() as writer:
                     yield SpoolTarget(writer, lambda writer, sha3: self._keep_inbox(file_id, writer, sha3))

@@ -19,7 +19,7 @@ import msgspec
 from shem.errors import Conflict, NotFound, PeerFailed, Refused, ShemError
 from shem.wire.gsb import Listen, Reply, Request, parse_services_id, services_id
 
-NORMAL, POLICY = 1000, 1008
+NORMAL, GOING_AWAY, POLICY = 1000, 1001, 1008
 """Codes that a socket is closed with."""
 
 
@@ -227,10 +227,10 @@ class Service:
         if self.shared and not self._lines:
             self._abandoned(self)
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: str, code: int) -> None:
         """It is unbound."""
         for line in self._lines[:]:
-            line.end(NORMAL, reason)
+            line.end(code, reason)
         for asked in list(self._waiting.values()):
             self._expire(asked, "has left")
 
@@ -245,7 +245,7 @@ class Bus:
     def stop(self) -> None:
         """Have all sockets closed."""
         for service in list(self._services.values()):
-            self._drop(service, "the node stops")
+            self._drop(service, "the node stops", GOING_AWAY)
 
     def bind(self, owner: str, listen: Listen, *, shared: bool = False) -> str:
         """Make room for a program at an address; its services id. A ``shared`` one may be there already.
@@ -286,9 +286,9 @@ class Bus:
         if self._services.get(service.on) is service:
             self._drop(service, "the last socket has gone")
 
-    def _drop(self, service: Service, reason: str) -> None:
+    def _drop(self, service: Service, reason: str, code: int = NORMAL) -> None:
         del self._services[service.on]
-        service.close(reason)
+        service.close(reason, code)
 
     def _make_room(self) -> None:
         """Forget services whose programs must have ended without saying so."""
