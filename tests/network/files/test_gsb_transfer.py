@@ -193,6 +193,20 @@ async def test_a_program_that_gives_something_else(nodes: Any, lie: str, tmp_pat
             assert await read(bob, alice, honest.name) == CONTENT
 
 
+async def test_a_program_that_gives_all_of_it_each_time(nodes: Any) -> None:
+    """golem-js does, for a Buffer."""
+    alice, bob = nodes
+
+    async def answer(request: Any) -> Any:
+        if request["component"] == "GetMetadata":
+            return {"fileSize": len(CONTENT) - 5}
+        return {"offset": request["payload"]["offset"], "content": CONTENT[:-5]}
+
+    async with program(alice.http, GIVES, answer) as made:
+        assert await read(bob, alice, made.name) == CONTENT[:-5]
+        assert await read(alice, alice, made.name, 1000) == CONTENT[1000:-5]
+
+
 @pytest.mark.parametrize("size", [None, -1, 0.5, "5", True, float("inf"), [5], (1 << 53) + 2])
 async def test_a_program_that_does_not_know_its_size(nodes: Any, size: Any) -> None:
     alice, bob = nodes

@@ -1,5 +1,8 @@
 """Files that programs hand out and take in themselves, chunk by chunk, as services of the bus.
 
+golem-js answers for a ``Buffer`` with all of the memory behind it, whatever part was asked for. Where that is exactly the
+file, the part is taken from it; where it is more (small ones share their memory), nobody can know which bytes were meant.
+
 A download keeps a window of requests open, as a round trip through a program costs more than the bytes do; an upload sends
 one chunk and waits, as programs write chunks in the order in which they arrive, whatever their offsets say.
 """
@@ -38,6 +41,7 @@ class GftpFile:
     def __init__(self, service: Service) -> None:
         self.owner = service.owner
         self._service = service
+        self._size = -1
 
     async def size(self) -> int:
         """What the program says. Raises ``PeerFailed``, ``NotFound`` when the file cannot be read."""
@@ -45,6 +49,7 @@ class GftpFile:
         size = whole(answer.get("fileSize")) if isinstance(answer, Mapping) else None
         if size is None:
             raise BrokenContent("the program that publishes this file does not say how large it is")
+        self._size = size
         return size
 
     async def read(self, offset: int, length: int) -> AsyncGenerator[bytes, None]:
@@ -58,11 +63,11 @@ class GftpFile:
                     window.append((asked, size, self._ask(asked, size)))
                     asked += size
                 place, size, answer = window.popleft()
-                content = _content(await answer, place, size)
+                content = self._content(await answer, place, size)
                 yield content
                 while len(content) < size:  # a program may give less at a time than it is asked for
                     place, size = place + len(content), size - len(content)
-                    content = _content(await self._ask(place, size), place, size)
+                    content = self._content(await self._ask(place, size), place, size)
                     yield content
         finally:
             for _, _, answer in window:
@@ -70,6 +75,19 @@ class GftpFile:
 
     def _ask(self, offset: int, size: int) -> asyncio.Future[Any]:
         return self._service.request("GetChunk", {"offset": number(offset), "size": size})
+
+    def _content(self, answer: Any, offset: int, size: int) -> bytes:
+        content = answer.get("content") if isinstance(answer, Mapping) else None
+        if not isinstance(content, memoryview) or whole(answer.get("offset", offset)) != offset:
+            raise BrokenContent("the program that publishes this file answers with something else")
+        if size < len(content) == self._size:
+            content = content[offset : offset + size]
+        if not 0 < len(content) <= size:
+            raise BrokenContent(
+                f"the program that publishes this file gave {len(content)} bytes for {size} at {offset}",
+                hint="has the file changed? is it a Buffer of Node.js, where a Uint8Array is meant?",
+            )
+        return bytes(content)
 
     def sink(self) -> GftpSink:
         """Where content for it goes."""
@@ -115,18 +133,6 @@ class GftpSink:
         if self._sent is not None:
             await self._sent
             self._sent = None
-
-
-def _content(answer: Any, offset: int, size: int) -> bytes:
-    content = answer.get("content") if isinstance(answer, Mapping) else None
-    if not isinstance(content, memoryview) or whole(answer.get("offset", offset)) != offset:
-        raise BrokenContent("the program that publishes this file answers with something else")
-    if not 0 < len(content) <= size:
-        raise BrokenContent(
-            f"the program that publishes this file gave {len(content)} bytes for {size} at {offset}",
-            hint="has the file changed?",
-        )
-    return bytes(content)
 
 
 def _forget(answer: asyncio.Future[Any]) -> None:
