@@ -26,8 +26,6 @@ from shem.wire.gsb import (
     parse_reply,
 )
 
-HEARTBEAT_S = 60.0
-"""Long, as programs that hash what they have received, say, answer no ping meanwhile; requests have deadlines of their own."""
 CLOSE_S = 2.0
 
 
@@ -60,11 +58,11 @@ class _Api:
 
     async def connect(self, request: web.Request) -> web.StreamResponse:
         service = self._bus.of(caller(request), names(request)["id"])
-        # without compression: it would cost more than the socket, and clients offer it by themselves
+        # Without compression: it would cost more than the socket, and clients offer it by themselves. Without pings: a
+        # program that hashes what it has received answers none meanwhile; requests have deadlines of their own.
         socket = web.WebSocketResponse(
             protocols=(SUBPROTOCOL,),
             compress=False,
-            heartbeat=HEARTBEAT_S,
             max_msg_size=MAX_FRAME_BYTES,
             timeout=CLOSE_S,
         )
