@@ -39,6 +39,14 @@ TAIL = 6000
 SETTLE_S = 60.0
 
 
+def needs(name: str) -> pytest.MarkDecorator:
+    """A mark for tests with a client, which are skipped before a network is started for them."""
+    missing = not (ENVIRONMENTS / name / ".ready").exists()
+    return pytest.mark.skipif(
+        missing, reason=f"{name} is not installed below {ENVIRONMENTS.name}/ (tools/interop.sh does it)"
+    )
+
+
 def client_of(name: str) -> Path:
     """The directory of a client's environment (``yapapi``, ``golem-core``, ``golem-js``), or the test is skipped."""
     place = ENVIRONMENTS / name
