@@ -4,13 +4,17 @@ goes (it comes without an exe unit)."""
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import secrets
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from shem import Golem
 from shem.client.activity import ActivityApi, ProviderActivityApi
 from shem.client.http import ApiClient
 from shem.client.market import MarketApi
@@ -120,3 +124,40 @@ async def test_refusals_become_our_errors(network: Network) -> None:
     async with client(stranger) as http:
         with pytest.raises(NotAuthenticated, match="Invalid application key"):
             await MarketApi(http).offers()
+
+
+async def test_our_command_line_looks_at_the_market(network: Network) -> None:
+    mark = secrets.token_hex(8)
+    async with client(network.provider) as serve, client(network.requestor) as rent:
+        offer = await MarketApi(serve).subscribe_offer({**TERMS, "mark": mark}, "()")
+        demand = await MarketApi(rent).subscribe_demand({}, f"(mark={mark})")
+        assert await MarketApi(rent).collect_demand_events(demand, timeout_s=20)  # the offer has arrived
+        words = ["-m", "shem", "market", "scan", f"(mark={mark})", "--json", "--api-url", network.requestor.api_url]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *words,
+            env={**os.environ, "YAGNA_APPKEY": network.requestor.app_key},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        try:
+            async with asyncio.timeout(60):
+                out, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        assert process.returncode == 0
+        (found,) = json.loads(out)
+        assert offer in found.values()
+        await MarketApi(serve).unsubscribe_offer(offer)
+        await MarketApi(rent).unsubscribe_demand(demand)
+
+
+async def test_the_sdk_sets_money_aside_and_gives_it_back(network: Network) -> None:
+    side = network.requestor
+    async with client(side) as http:
+        async with Golem(api_url=side.api_url, app_key=side.app_key, budget="2", progress=False):
+            (held,) = await PaymentApi(http).allocations()
+            assert (held.total_amount, held.payment_platform) == ("2", PLATFORM)
+        assert await PaymentApi(http).allocations() == []
