@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from decimal import Decimal
 
@@ -10,7 +9,7 @@ import pytest
 
 from shem.testing.devnet import Devnet
 from tests.interop.registry import Registry
-from tests.interop.support import Books, Clients, client_of, needs
+from tests.interop.support import Books, Clients, needs
 
 pytestmark = [needs("yapapi"), pytest.mark.interop, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 
@@ -213,17 +212,6 @@ async def test_progress_of_deploys_and_transfers(clients: Clients, books: Books)
         assert told[kind][-1] == [5_000_000, 5_000_000], told[kind]
         assert told[kind] == sorted(told[kind])
     assert len(await books.settled()) == 1
-
-
-async def test_two_clients_at_once(clients: Clients, books: Books) -> None:
-    client_of("golem-core")
-    async with asyncio.TaskGroup() as group:
-        ours = group.create_task(clients.run_python("yapapi", "yapapi/hello.py", "url"))
-        theirs = group.create_task(clients.run_python("golem-core", "golem_core/hello.py", "url"))
-    assert ours.result().result["results"][0][0] == "hello from golem\n"
-    assert "PaymentFailed" not in ours.result().result["events"]
-    assert theirs.result().result["result"][0] == "hello from /bin/sh\n"
-    assert len(await books.settled()) == 2
 
 
 async def test_the_package_says_its_version(clients: Clients) -> None:
