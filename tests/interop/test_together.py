@@ -25,12 +25,15 @@ async def test_two_clients_at_once(clients: Clients, books: Books) -> None:
     assert len(await books.settled()) == 2
 
 
-async def test_who_comes_while_all_are_busy_gets_a_turn(net: Devnet, clients: Clients, books: Books) -> None:
+@pytest.mark.parametrize("newcomer", [("yapapi", "yapapi/hello.py"), ("golem-core", "golem_core/hello.py")])
+async def test_who_comes_while_all_are_busy_gets_a_turn(
+    net: Devnet, clients: Clients, books: Books, newcomer: tuple[str, str]
+) -> None:
     busy = []
     for _ in net.providers:  # one by one: golem-core waits for the invoice of an agreement that it lost to another
         busy.append(await clients.start_python("golem-core", "golem_core/interrupted.py"))
         await busy[-1].line("at work")
-    later = await clients.start_python("yapapi", "yapapi/hello.py", "url")
+    later = await clients.start_python(*newcomer, "url")
 
     async def has_asked() -> bool:
         return len(await books.get("/market-api/v1/demands")) == len(busy) + 1
