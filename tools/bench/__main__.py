@@ -183,6 +183,12 @@ async def _timed(work: Callable[[], Awaitable[Any]]) -> float:
     return time.perf_counter() - begun
 
 
+def _shown(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    return f"{value['ours']:g} (the original {value['original']:g}: {value['times_better']:g} times better)"
+
+
 def show(results: dict[str, Any], console: Console) -> None:
     """The table."""
     table = Table(title="Shem on this machine", title_justify="left")
@@ -190,11 +196,7 @@ def show(results: dict[str, Any], console: Console) -> None:
     table.add_column("measured", justify="right")
     for group, values in results.items():
         for name, value in values.items() if isinstance(values, dict) else ((group, values),):
-            if isinstance(value, dict):
-                value = (
-                    f"{value['ours']:g} (the original {value['original']:g}: {value['times_better']:g} times better)"
-                )
-            table.add_row(f"{group}: {name}" if isinstance(values, dict) else group, str(value))
+            table.add_row(f"{group}: {name}" if isinstance(values, dict) else group, _shown(value))
     console.print(table)
 
 
