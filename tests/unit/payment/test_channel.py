@@ -206,13 +206,13 @@ def test_the_payee_starts_only_what_a_final_block_covers():
 # --- ending
 
 
-def test_an_idle_channel_is_closed_when_all_is_ordered():
-    idle = channel(signed=10, ordered=10)
+def test_only_an_idle_channel_is_closed():
+    idle = channel(signed=10)
     assert may_close(idle, live=False, unaccepted=False, allocated=False)
     assert not may_close(idle, live=True, unaccepted=False, allocated=False)
     assert not may_close(idle, live=False, unaccepted=True, allocated=False)
     assert not may_close(idle, live=False, unaccepted=False, allocated=True)
-    assert not may_close(channel(signed=10, ordered=9), live=False, unaccepted=False, allocated=False)
+    assert not may_close(channel(state="closing"), live=False, unaccepted=False, allocated=False)
 
 
 def test_the_payee_agrees_to_its_highest_voucher_only():

@@ -117,8 +117,6 @@ class Channel(msgspec.Struct, frozen=True, kw_only=True):
     owed: int = 0
     signed: int = 0
     signature: bytes | None = None
-    ordered: int = 0
-    """Payer: how much of what was signed its orders ask to have paid."""
     state: State = "open"
     close_signature: bytes | None = None
     """The payee's word that ``signed`` is all."""
@@ -316,8 +314,8 @@ def redeem_moment(channel: Channel, margin_s: float) -> float | None:
 
 
 def may_close(channel: Channel, *, live: bool, unaccepted: bool, allocated: bool) -> bool:
-    """Payer: whether nothing can come any more. All that was signed must be ordered."""
-    return channel.state == "open" and not (live or unaccepted or allocated) and channel.ordered >= channel.signed
+    """Payer: whether nothing can come any more."""
+    return channel.state == "open" and not (live or unaccepted or allocated)
 
 
 def agree_to_close(channel: Channel, amount: int, *, live: bool, unaccepted: bool) -> Channel:

@@ -312,8 +312,9 @@ class Verifier:
                 except (NotFinalYet, PeerFailed, TimeoutError) as error:
                     log.debug("payment %s waits: %s", claim.payment_id, error)
                 else:
-                    self._found(claim, found)
-                    return
+                    if self._found(claim, found, patient=missing < MAX_NOT_FOUND):
+                        return
+                    missing += 1
                 if claim.at + MAX_CLAIM_AGE < self._books.clock.now():
                     self._refute(claim, "it did not become final in a week")
                     return
@@ -328,19 +329,21 @@ class Verifier:
             raise Refused(f"no driver serves {claim.platform}", code="unknown_platform")
         return driver
 
-    def _found(self, claim: Transfer, found: VerifiedTransfer) -> None:
-        """Count the transfer, as far as other claims leave something of it."""
+    def _found(self, claim: Transfer, found: VerifiedTransfer, *, patient: bool) -> bool:
+        """Count the transfer, as far as other claims leave something of it; false to look again at a pot that grows."""
         with self._books.write():
             # By the driver's spelling of the hash: the claim's may differ from another claim's in case only. On whatever
             # platform: a network may go by several names, and a transaction is one chain's only.
-            taken = self._store.claimed_on(found.tx_hash, claim.payer, claim.payee)
+            taken = self._store.claimed_on(found.pot or found.tx_hash, claim.payer, claim.payee)
             if taken + claim.amount > found.amount_units:
+                if found.pot and patient:
+                    return False
                 self._refute(
                     claim,
                     f"transaction {claim.tx_hash} moved {format_amount(found.amount_units)}, "
                     f"and {format_amount(taken)} of it paid something else",
                 )
-                return
+                return True
             grown: dict[str, ledger.Account] = {}
             for part in claim.parts:
                 account = grown.get(part.agreement_id) or self._store.account(part.agreement_id, claim.owner)
@@ -354,12 +357,14 @@ class Verifier:
                     tx_hash=found.tx_hash,
                     block_number=found.block_number,
                     block_hash=found.block_hash,
+                    pot=found.pot or found.tx_hash,
                 )
             )
             for account in grown.values():
                 self._books.save(account)
                 self._books.cover(account)
             self._books.wake(claim.owner, "payment")
+            return True
 
     def _refute(self, claim: Transfer, why: str) -> None:
         log.warning("%s did not pay what it says (%s): %s", claim.payer_id, claim.payment_id, why)
