@@ -125,7 +125,7 @@ def to_units(written: Sum, token: str, price: Price | None) -> int:
     if written.in_usd:
         if price is None:
             raise BadBudget(f"no price of {token} in USD is known", code="no_price")
-        units = written.units * 10**DECIMALS // price.units
+        units: int = written.units * 10**DECIMALS // price.units
         if units > MAX_UNITS:
             raise BadBudget(f"{written} is more {token} than there can be")
         return units
