@@ -40,6 +40,7 @@ from shem.node.identity.sealing import Sealer
 from shem.node.market.config import MarketConfig
 from shem.node.market.service import Market
 from shem.node.payment.drivers.base import PaymentDriver
+from shem.node.payment.drivers.channel import ChannelDriver
 from shem.node.payment.drivers.evm.driver import EvmDriver
 from shem.node.payment.drivers.free import FreeDriver
 from shem.node.payment.drivers.networks import networks_from
@@ -138,7 +139,10 @@ class Node:
         self.networks = Networks(self.db, clock)
         drivers: list[PaymentDriver] = [FreeDriver()]
         if networks := networks_from(config.networks):
-            drivers.insert(0, EvmDriver(self.db, networks, [self.identity], clock=clock))
+            erc20 = EvmDriver(self.db, networks, [self.identity], clock=clock)
+            drivers.insert(0, erc20)
+            if erc20.vaults:
+                drivers.insert(1, ChannelDriver(erc20))
         self.payments = Payments(self.db, self.peers, self.identity, self.market, self.activities, drivers, clock)
         # Stops run in the reverse order of these lines. Peers open last and close after the services, which still have
         # something to say to them; closing what never opened does nothing, as does stopping what never started.

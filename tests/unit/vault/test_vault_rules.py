@@ -55,7 +55,7 @@ def test_our_code_is_known_wherever_it_stands_and_nothing_else_is(world: Any) ->
 
 
 def test_the_pinned_code_is_the_artifact_s() -> None:
-    assert vault.CODE_HASH == keccak256(places.runtime_code("Vault"))
+    assert keccak256(places.runtime_code("Vault")) == vault.CODE_HASH
 
 
 def test_ids_and_digests_are_the_contract_s_own(world: Any, open_channel: Any) -> None:

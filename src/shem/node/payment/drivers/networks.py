@@ -57,6 +57,12 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     rebroadcast_s: float = 30.0
     replace_after_s: float = 60.0
     """After so long in the pool a transaction is offered again at a higher fee."""
+    refused_s: float = 10.0
+    """What the chain would refuse now is tried again after so long."""
+    gather_s: float = 3.0
+    """How long requests of one kind wait for each other, to go to the vault in one call."""
+    margin_s: int = 3600
+    """How long before the end of a channel's term everything must be over."""
     max_head_age_s: float | None = 300.0
     """An endpoint whose last block is older has fallen behind; ``None`` for chains that rest when idle."""
     aliases: tuple[str, ...] = ()
@@ -153,6 +159,9 @@ PUBLISHED = (
         max_poll_s=0.5,
         rebroadcast_s=1.0,
         replace_after_s=5.0,
+        refused_s=0.5,
+        gather_s=0.1,
+        margin_s=120,
         max_head_age_s=None,
     ),
 )

@@ -310,7 +310,7 @@ def read_channel(answer: str) -> OnChain:
     return OnChain(*_words(answer, 3))
 
 
-_TOPIC_RESERVED, _TOPIC_EXTENDED, PAID_TOPIC, _TOPIC_RELEASED = (
+RESERVED_TOPIC, _TOPIC_EXTENDED, PAID_TOPIC, _TOPIC_RELEASED = (
     "0x" + keccak256(signature).hex()
     for signature in (
         b"Reserved(address,address,bytes32,address,uint64,uint96,uint64)",
@@ -337,7 +337,7 @@ def events(logs: Iterable[Log], vault: Vault) -> list[Event]:
 
 def _event(topics: Sequence[str], data: str) -> Event | None:
     kind = topics[0]
-    if kind == _TOPIC_RESERVED and len(topics) == 4:
+    if kind == RESERVED_TOPIC and len(topics) == 4:
         signer, nonce, amount, valid_until = _words(data, 4)
         key = ChannelKey(_address(topics[1]), _address(topics[2]), f"0x{signer:040x}", nonce)
         return Reserved(key, amount, valid_until) if key.id == bytes.fromhex(topics[3][2:]) else None
