@@ -76,19 +76,17 @@ async def test_an_hour_costs_no_more_than_it_may(net: Devnet, image: Path) -> No
     assert seen[-1].accepted == golem.report.cost
 
 
-async def test_dollars_become_tokens_once_and_the_report_says_how(
-    net: Devnet, image: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SHEM_GLM_USD", "0.3")
-    golem = session(net, budget="0.10 USD")
-    async with golem:
-        assert (await golem.run(image, ["echo", "hello"])).text == "hello\n"
-    told = golem.report.as_dict()["budget"]
+async def test_dollars_become_tokens_once_and_the_report_says_how(net: Devnet, image: Path) -> None:
+    argv = ("run", str(image), "--budget", "0.10 USD", "--json", "--", "true")
+    done = await shem(net, *argv, SHEM_GLM_USD="0.3")
+    assert done.status == 0, done.err
+    report = json.loads(done.out.splitlines()[-1])
+    told = report["budget"]
     assert told["written"] == "0.1 USD"
     assert told["total"] == "0.333333333333333333"
     assert told["price"]["usd"] == "0.3"
     assert told["price"]["source"] == "SHEM_GLM_USD"
-    assert golem.report.settled
+    assert report["settled"]
 
 
 async def test_a_budget_in_another_currency_is_refused_before_money_is_set_aside(net: Devnet) -> None:
