@@ -101,6 +101,10 @@ class Deals:
         self._sessions: dict[tuple[str, str], str] = {}
         self._activities: dict[str, str] = {}
         self._usage: dict[str, list[float]] = {}
+        self._hooks: list[Callable[[Any, str], None]] = []
+
+    def on_agreement(self, handler: Callable[[Any, str], None]) -> None:
+        self._hooks.append(handler)
 
     def make(
         self,

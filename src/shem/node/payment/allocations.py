@@ -9,7 +9,7 @@ reserves nothing, and everything that was accepted from it becomes due.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from shem.errors import NotFound, Refused
@@ -56,6 +56,8 @@ class Allocations:
         self._books = books
         self._store = books.store
         self._default = default_platform
+        self.locked: Callable[[str, str], int] = lambda owner, platform: 0
+        """Set by the channels: the owner's money on a platform that lies in channels."""
 
     # --- platforms ---
 
@@ -222,7 +224,8 @@ class Allocations:
     async def _balance(self, platform: Platform, owner: str) -> int:
         if not platform.moves_money:
             return 0
-        return (await self._books.drivers[platform.platform].balance(platform.platform, owner)).token_units
+        held = await self._books.drivers[platform.platform].balance(platform.platform, owner)
+        return held.token_units + self.locked(owner, platform.platform)
 
     def _check_funds(self, owner: str, platform: Platform, requested: int, balance: int) -> None:
         if platform.moves_money:  # where nothing is ever paid, any limit is as good

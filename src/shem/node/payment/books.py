@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -23,7 +23,7 @@ from shem.node.payment.deal import AgreementView, Deal, deal_of
 from shem.node.payment.drivers.base import PaymentDriver, Platform
 from shem.node.payment.ledger import Account, Chain
 from shem.node.payment.lifecycle import Fact, follow
-from shem.node.payment.protocol import LetterKind, Message, Signer, seal
+from shem.node.payment.protocol import AcceptanceMessage, LetterKind, Message, Signer, VoucherPart, seal
 from shem.node.payment.store import Document, Event, Kind, Store
 from shem.terms.amounts import format_amount
 from shem.terms.ids import NodeId
@@ -40,6 +40,9 @@ class Agreements(Protocol):
 
     def agreement(self, agreement_id: str, owner: NodeId | None = None) -> AgreementView:
         """Raises :class:`NotFound`."""
+
+    def on_agreement(self, handler: Callable[[Any, str], None]) -> None:
+        """``handler(agreement, state)`` inside the transaction of every change."""
 
 
 class Activities(Protocol):
@@ -104,6 +107,10 @@ class Books:
         """True once the service stops: a late message is stored, and acted on at the next start."""
         self.wake_peer: Callable[[str], None] = lambda peer: None
         """Set by the outbox: there is a letter for this peer."""
+        self.voucher: Callable[[Account, int], VoucherPart | None] = lambda account, drawn: None
+        """Set by the channels: what an acceptance of so much more must carry; may refuse it."""
+        self.take_voucher: Callable[[Account, AcceptanceMessage, int], None] = lambda account, message, drawn: None
+        """Set by the channels: refuses an acceptance of so much more that carries nothing good."""
         self.wake_settler: Callable[[], None] = lambda: None
         """Set by the settler: something is due."""
 

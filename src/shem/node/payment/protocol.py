@@ -193,6 +193,9 @@ class Signer(Protocol):
     def sign(self, purpose: str, payload: bytes) -> bytes:
         """65 bytes."""
 
+    def sign_digest(self, digest: bytes) -> bytes:
+        """65 bytes over the digest of a typed structure that was built here: vouchers and their ends."""
+
 
 class Peers(Protocol):
     """What payment needs of the peer network."""

@@ -20,6 +20,7 @@ from shem.node.db import Database
 from shem.node.payment import protocol
 from shem.node.payment.allocations import Allocations
 from shem.node.payment.books import Activities, Agreements, Books
+from shem.node.payment.channels import Channels
 from shem.node.payment.drivers.base import DriverProblem, PaymentDriver
 from shem.node.payment.outbox import Outbox
 from shem.node.payment.protocol import Peers, Signer
@@ -44,6 +45,8 @@ class PaymentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """First and longest delay of another attempt to reach a peer."""
     verify_s: tuple[float, float] = (0.2, 15.0)
     """First and longest delay of another look at a claimed payment."""
+    settle_after_s: float = 24 * 3600.0
+    """What is due on a channel that goes on is paid on the chain after so long; its voucher is good until then."""
 
 
 class Payments:
@@ -68,12 +71,16 @@ class Payments:
         self._due = asyncio.Event()
         self._timer: asyncio.Task[object] | None = None
         self.books = Books(db, Store(db), signer, market, activities, drivers, clock)
-        self.books.wake_settler = self._due.set
+        self.books.wake_settler = self._look_again
         self.allocations = Allocations(self.books, config.default_platform)
         self.requestor = RequestorDesk(self.books)
         self.provider = ProviderDesk(self.books)
         self.settler = Settler(self.books)
         self.verifier = Verifier(self.books, self._tasks, retry_s=config.verify_s)
+        self.channels = Channels(self.books, peers, market, drivers, self._tasks, config.settle_after_s)
+        self.books.voucher, self.books.take_voucher = self.channels.voucher, self.channels.take
+        self.verifier.channels, self.verifier.channel_platforms = self.channels.verify, self.channels.platforms
+        self.allocations.locked = self.channels.locked
         self.outbox = Outbox(
             self.books,
             peers,
@@ -94,6 +101,7 @@ class Payments:
         serve(self._peers, "payment", protocol.PaymentMessage, me, self.verifier.receive)
         for driver in self._drivers:
             await driver.start()
+        self.channels.start()
         self.outbox.start()
         self.verifier.start()
         self._due.set()
@@ -106,6 +114,15 @@ class Payments:
         await self._tasks.close()
         for driver in self._drivers:
             await driver.stop()
+
+    def _look_again(self) -> None:
+        self._due.set()
+        self.channels.changed()
+
+    async def admit(self, owner: str, agreement_id: str) -> None:
+        """Before work for an agreement starts on the provider's side: wait until money is reserved for it, where it is
+        paid through a channel. Raises :class:`~shem.node.payment.channel_payee.NoCover`."""
+        await self.channels.admit(owner, agreement_id)
 
     async def _settle(self) -> None:
         """Order what is due and end allocations: when told, and when the next moment set in the store comes."""

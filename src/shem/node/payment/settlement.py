@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import timedelta
 
 import msgspec
@@ -27,7 +27,6 @@ from shem.node.payment.drivers.base import (
     DriverProblem,
     Failure,
     NotFinalYet,
-    PaymentDriver,
     PaymentNotFound,
     PaymentOrder,
     Settlement,
@@ -227,6 +226,9 @@ class Verifier:
         self._tasks = tasks
         self._first_delay_s, self._last_delay_s = retry_s
         self._looking: set[tuple[str, str]] = set()
+        self.channels: Callable[[Transfer], Awaitable[VerifiedTransfer]] | None = None
+        """Looks at what was paid through channels; set with the platforms of which that is so."""
+        self.channel_platforms: Collection[str] = ()
         self._turn = asyncio.Semaphore(VERIFY_AT_ONCE)
 
     def start(self) -> None:
@@ -298,9 +300,7 @@ class Verifier:
             while True:
                 try:
                     async with self._turn, asyncio.timeout(VERIFY_TIMEOUT_S):
-                        found = await self._driver(claim).verify(
-                            claim.platform, claim.tx_hash, claim.payer, claim.payee, claim.amount
-                        )
+                        found = await self._verify(claim)
                 except PaymentNotFound as error:
                     missing += 1
                     if missing >= MAX_NOT_FOUND:
@@ -323,11 +323,13 @@ class Verifier:
         finally:
             self._looking.discard(key)
 
-    def _driver(self, claim: Transfer) -> PaymentDriver:
+    async def _verify(self, claim: Transfer) -> VerifiedTransfer:
+        if self.channels is not None and claim.platform in self.channel_platforms:
+            return await self.channels(claim)
         driver = self._books.drivers.get(claim.platform)
         if driver is None:
             raise Refused(f"no driver serves {claim.platform}", code="unknown_platform")
-        return driver
+        return await driver.verify(claim.platform, claim.tx_hash, claim.payer, claim.payee, claim.amount)
 
     def _found(self, claim: Transfer, found: VerifiedTransfer, *, patient: bool) -> bool:
         """Count the transfer, as far as other claims leave something of it; false to look again at a pot that grows."""
