@@ -101,10 +101,8 @@ class Deals:
         self._sessions: dict[tuple[str, str], str] = {}
         self._activities: dict[str, str] = {}
         self._usage: dict[str, list[float]] = {}
-        self._hooks: list[Callable[[Any, str], None]] = []
-
-    def on_agreement(self, handler: Callable[[Any, str], None]) -> None:
-        self._hooks.append(handler)
+        self.hooks: dict[str, Callable[[Any, str], None]] = {}
+        """By node: who is told of agreements."""
 
     def make(
         self,
@@ -116,6 +114,7 @@ class Deals:
         approved: bool = True,
         payer: str | None = None,
         sessions: tuple[str, str] | None = None,
+        demand: dict[str, Any] | None = None,
     ) -> str:
         agreement_id = secrets.token_hex(32)
         address = f"golem.com.payment.platform.{platform}.address"
@@ -129,9 +128,18 @@ class Deals:
             approved_at=datetime.now(UTC) if approved else None,
             app_session_id=None,
         )
+        if demand:
+            self._agreements[agreement_id].demand_properties.update(demand)
         for owner, session in zip((requestor, provider), sessions or (), strict=False):
             self._sessions[owner, agreement_id] = session
         return agreement_id
+
+    def tell(self, agreement_id: str, state: str) -> None:
+        """Both sides' markets say what became of an agreement."""
+        found = self._agreements[agreement_id]
+        for owner in (found.requestor_id, found.provider_id):
+            if owner in self.hooks:
+                self.hooks[owner](self.agreement(agreement_id, owner), state)
 
     def activity(self, agreement_id: str, usage: list[float] | None = None) -> str:
         activity_id = secrets.token_hex(16)
@@ -163,6 +171,18 @@ class Deals:
         return [a for a, agreement in self._activities.items() if agreement == agreement_id]
 
 
+class Market:
+    """The market as one node has it."""
+
+    def __init__(self, deals: Deals, node_id: str) -> None:
+        self._deals = deals
+        self._node_id = node_id
+        self.agreement = deals.agreement
+
+    def on_agreement(self, handler: Callable[[Any, str], None]) -> None:
+        self._deals.hooks[self._node_id] = handler
+
+
 class Node:
     """One node's payments; can be cut off its power and started again on the same file."""
 
@@ -184,8 +204,9 @@ class Node:
         self.db.on_death = self.died.set
         self.network = PeerNetwork(self.identity, self.world.loopback.transport)
         drivers = self.world.drivers(self)
+        market = Market(self.world.deals, self.id)
         self.payments = Payments(
-            self.db, self.network, self.identity, self.world.deals, self.world.deals, drivers, SystemClock(), FAST
+            self.db, self.network, self.identity, market, self.world.deals, drivers, SystemClock(), self.world.config
         )
         await self.network.__aenter__()
         self.address = self.network.address()
@@ -266,6 +287,7 @@ class World:
         self.bank = Bank()
         self.deals = Deals()
         self.nodes: dict[str, Node] = {}
+        self.config = FAST
 
     def drivers(self, node: Node) -> list[PaymentDriver]:
         """What each node pays with; a test may put in others before nodes start."""
@@ -280,8 +302,8 @@ class World:
 
 
 @asynccontextmanager
-async def world_of(directory: Path, *names: str) -> AsyncIterator[World]:
-    world = World(directory)
+async def world_of(directory: Path, *names: str, kind: type[World] = World) -> AsyncIterator[World]:
+    world = kind(directory)
     try:
         for name in names:
             await world.add(name)

@@ -7,7 +7,6 @@ paid when the term gets near is redeemed without the payer.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import uuid
 
@@ -48,7 +47,6 @@ from shem.node.payment.store import Part, Transfer
 
 log = logging.getLogger(__name__)
 
-ADMIT_TIMEOUT_S = 30.0
 MAX_CHANNELS = 8
 """Channels of one peer at once."""
 INVOICE_GRACE_S = 60
@@ -74,8 +72,9 @@ class WrongChannel(Refused):
 class Payee:
     """Channels that this node is paid through."""
 
-    def __init__(self, shared: ChannelBooks) -> None:
+    def __init__(self, shared: ChannelBooks, cover_timeout_s: float) -> None:
         self._shared = shared
+        self._cover_timeout_s = cover_timeout_s
         self._books = shared.books
         self._store = shared.store
         self._looking: set[str] = set()
@@ -157,12 +156,12 @@ class Payee:
             self._shared.wake()
 
     async def admit(self, owner: str, agreement_id: str) -> None:
-        """Wait until a final block shows enough for this agreement. Raises :class:`NoCover` after half a minute."""
+        """Wait until a final block shows enough for this agreement. Raises :class:`NoCover` when there is none in time."""
         need = self._store.cover(owner, agreement_id)
         if need is None or need.role != "Provider" or not need.least:
             return
         admitted = await self._books.pulses.wait_for(
-            (owner, waiting_for(need.peer_id)), lambda: self._has_cover(need), ADMIT_TIMEOUT_S
+            (owner, waiting_for(need.peer_id)), lambda: self._has_cover(need), self._cover_timeout_s
         )
         if not admitted:
             raise NoCover(
@@ -316,8 +315,7 @@ class Payee:
 
     async def _recount(self, channel: Channel) -> None:
         try:
-            async with asyncio.timeout(ADMIT_TIMEOUT_S):
-                channel, seen = await self._shared.look(channel)
+            channel, seen = await self._shared.look(channel)
             self._count(channel, seen)
         except LOOK_ERRORS as error:
             log.info("channel %s cannot be looked at now: %s", channel.channel_id, error)

@@ -50,6 +50,7 @@ class Channels:
         drivers: Sequence[PaymentDriver],
         tasks: TaskScope,
         settle_after_s: float,
+        cover_timeout_s: float,
     ) -> None:
         self._books = books
         self._peers = peers
@@ -62,7 +63,7 @@ class Channels:
                 chains[platform.platform] = self._driver.chain(platform.platform)
         self.shared = ChannelBooks(books, chains, tasks)
         self.shared.wake = self._wake.set
-        self.payee = Payee(self.shared)
+        self.payee = Payee(self.shared, cover_timeout_s)
         self.payer: Payer | None = None
         self._verification = Verification(self.shared)
         if self._driver is not None:

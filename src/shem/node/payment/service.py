@@ -47,6 +47,8 @@ class PaymentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """First and longest delay of another look at a claimed payment."""
     settle_after_s: float = 24 * 3600.0
     """What is due on a channel that goes on is paid on the chain after so long; its voucher is good until then."""
+    cover_timeout_s: float = 30.0
+    """How long the start of work waits until money is reserved for it."""
 
 
 class Payments:
@@ -77,7 +79,9 @@ class Payments:
         self.provider = ProviderDesk(self.books)
         self.settler = Settler(self.books)
         self.verifier = Verifier(self.books, self._tasks, retry_s=config.verify_s)
-        self.channels = Channels(self.books, peers, market, drivers, self._tasks, config.settle_after_s)
+        self.channels = Channels(
+            self.books, peers, market, drivers, self._tasks, config.settle_after_s, config.cover_timeout_s
+        )
         self.books.voucher, self.books.take_voucher = self.channels.voucher, self.channels.take
         self.verifier.channels, self.verifier.channel_platforms = self.channels.verify, self.channels.platforms
         self.allocations.locked = self.channels.locked
