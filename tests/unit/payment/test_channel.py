@@ -131,7 +131,7 @@ def test_the_payee_takes_nothing_less(sent, error):
         take_voucher(channel("Provider"), sent, 100, NOW, MARGIN)
 
 
-@pytest.mark.parametrize(("state", "now"), [("closing", NOW), ("closed", NOW), ("open", TERM - MARGIN)])
+@pytest.mark.parametrize(("state", "now"), [("closing", NOW), ("closed", NOW), ("open", TERM)])
 def test_the_payee_takes_nothing_on_a_channel_that_ends(state, now):
     with pytest.raises(VoucherLate):
         take_voucher(channel("Provider", state=state), voucher(100), 100, now, MARGIN)
@@ -139,6 +139,10 @@ def test_the_payee_takes_nothing_on_a_channel_that_ends(state, now):
 
 def test_cover_that_is_not_seen_yet_is_asked_for_again():
     """A refusal would lose the acceptance for ever; the peer's letters come again instead."""
+    with pytest.raises(CoverNotSeen):
+        take_voucher(channel("Provider"), voucher(1), 1, TERM - MARGIN, MARGIN)  # a longer term may be under way
+    with pytest.raises(CoverNotSeen):
+        take_voucher(channel("Provider", reserved=0, valid_until=0), voucher(1), 1, NOW, MARGIN)
     assert issubclass(CoverNotSeen, PeerFailed)
     assert not issubclass(CoverNotSeen, Refused)
 

@@ -79,7 +79,8 @@ class VoucherLate(Refused):
 
 
 class CoverNotSeen(PeerFailed):
-    """The payee's look at the chain does not show that much reserved. Not a refusal: it may be final a moment later."""
+    """The payee's look at the chain does not show that much reserved, or not for long enough. Not a refusal: it may be
+    final a moment later."""
 
     default_code = "cover_not_seen"
 
@@ -189,13 +190,17 @@ def take_voucher(channel: Channel, voucher: Voucher | None, more: int, now: floa
 def _check_voucher(channel: Channel, voucher: Voucher, now: float, margin_s: float) -> None:
     if (voucher.channel_id, voucher.signer) != (channel.channel_id, channel.signer):
         raise VoucherWrong("the voucher is not its channel's signer's, or not for this channel in this vault")
-    if channel.state != "open" or now >= channel.valid_until - margin_s:
-        raise VoucherLate("the channel is closed, or so near its end that a voucher may not be collected any more")
+    if channel.state != "open":
+        raise VoucherLate("the channel is closed")
     if voucher.amount > channel.reserved:
         raise CoverNotSeen(
             f"the channel holds {format_amount(channel.reserved)} in the last final block, "
             f"the voucher is for {format_amount(voucher.amount)}"
         )
+    if now >= channel.valid_until:
+        raise VoucherLate("the channel's term is over")
+    if now >= channel.valid_until - margin_s:  # it may be longer by now
+        raise CoverNotSeen("the channel is so near its end that a voucher may not be collected any more")
 
 
 def observe(channel: Channel, seen: Seen) -> Channel:

@@ -52,6 +52,11 @@ class ChannelBooks:
         accounts = self.books.store.accounts(owner, platform)
         return any(a.peer_id == peer_id and a.requested > a.accepted for a in accounts)
 
+    def undelivered(self, way: Way) -> bool:
+        """Whether the peer has not yet heard of something that was accepted."""
+        owner, peer_id, _ = way
+        return self.store.has_letter(owner, peer_id, "acceptance")
+
     async def look(self, channel: Channel) -> tuple[Channel, Look]:
         """The channel after a look at a final block, and what was seen. Raises as :meth:`VaultChain.look` does."""
         async with asyncio.timeout(LOOK_TIMEOUT_S):

@@ -297,7 +297,7 @@ class Payer:
         return may_close(
             channel,
             live=bool(self._store.live_covers("Requestor", way)),
-            unaccepted=self._shared.unaccepted(way),
+            unaccepted=self._shared.unaccepted(way) or self._shared.undelivered(way),
             allocated=any(a.platform == channel.platform for a in allocations),
         )
 

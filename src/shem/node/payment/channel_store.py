@@ -167,6 +167,11 @@ class ChannelStore:
         rows = self._run(f"select * from payment_channel_request where {where}", *arguments)  # noqa: S608  our own words
         return [msgspec.convert(_numbers(row, ("amount",)), Request) for row in rows.fetchall()]
 
+    def has_letter(self, owner: str, peer_id: str, kind: str) -> bool:
+        """Whether such a letter waits for a peer."""
+        sql = "select 1 from payment_outbox where peer_id = ? and owner = ? and kind = ? limit 1"
+        return self._run(sql, peer_id, owner, kind).fetchone() is not None
+
     # --- orders ---
 
     def save_target(self, target: Target) -> None:

@@ -27,7 +27,7 @@ from shem.node.payment.protocol import Peers, Signer
 from shem.node.payment.provider import ProviderDesk
 from shem.node.payment.requestor import RequestorDesk
 from shem.node.payment.settlement import Settler, Verifier
-from shem.node.payment.store import Document, Event, Kind, Store, Transfer
+from shem.node.payment.store import Document, Event, Kind, Letter, Store, Transfer
 from shem.wire.payment import PlatformChoice
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Payments:
             self.books,
             peers,
             self._tasks,
-            delivered=self.provider.delivered,
+            delivered=self._delivered,
             refused=self.provider.refused,
             retry_s=config.retry_s,
         )
@@ -118,6 +118,11 @@ class Payments:
         await self._tasks.close()
         for driver in self._drivers:
             await driver.stop()
+
+    def _delivered(self, letter: Letter) -> None:
+        self.provider.delivered(letter)
+        if letter.kind == "acceptance":  # a channel may end once its last voucher has arrived
+            self.books.db.after_commit(self.channels.changed)
 
     def _look_again(self) -> None:
         self._due.set()
