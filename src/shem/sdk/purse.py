@@ -143,9 +143,8 @@ class Purse:
         """What all its agreements will have cost by then."""
         return sum(a.owed_by(moment) for a in self.accounts.values())
 
-    def owed_in_hour(self, moment: float) -> int:
-        """What of that came up in the sixty minutes before then."""
-        begun = moment - HOUR_S
+    def owed_between(self, begun: float, moment: float) -> int:
+        """The most of that which can have come up after ``begun``."""
         return sum(a.since(begun, moment, a.owed_by(moment)) for a in self.accounts.values())
 
     @property
@@ -159,8 +158,9 @@ class Purse:
         if limits.total is not None:
             yield Line("budget", limits.total, self.owed_by(moment), self.hourly)
         if limits.per_hour is not None:
-            # what leaves the hour meanwhile only helps
-            yield Line("budget_per_hour", limits.per_hour, self.owed_in_hour(moment), self.hourly)
+            # The hour until now and what giving back takes. What leaves the hour meanwhile is not taken off: it may be after
+            # the sum was at its highest.
+            yield Line("budget_per_hour", limits.per_hour, self.owed_between(now - HOUR_S, moment), self.hourly)
         if limits.per_provider is not None:
             for provider_id in sorted({a.hired.provider_id for a in self.accounts.values()}):
                 theirs = [a for a in self.accounts.values() if a.hired.provider_id == provider_id]
