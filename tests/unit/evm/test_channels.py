@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from shem.node.payment.drivers.base import Failure, PaymentOrder
 from shem.node.payment.drivers.channel import ChannelDriver
 from shem.node.payment.drivers.evm import vault
 from shem.node.payment.drivers.evm.channels import REFUSALS
+from shem.node.payment.drivers.evm.transaction import Transaction
 from shem.node.payment.drivers.evm.vault import ChannelKey
 from shem.node.payment.drivers.vaults import ChainWord, Ended, Failed, Opened, WrongVault
 from shem.testing.devchain import places
@@ -321,8 +324,6 @@ async def test_a_top_up_that_nobody_needs_any_more_is_dropped(make: Callable[...
     friend = Identity(b"\x55" * 32)
     chain.fund(friend.address, wei=TOKEN, token_units=1000)
     # somebody puts it in for us
-    from shem.node.payment.drivers.evm.transaction import Transaction
-
     for nonce, (to, data) in enumerate(
         [
             (places.TOKEN_ADDRESS, vault.approve(places.VAULT_ADDRESS, 1000)),
@@ -429,3 +430,65 @@ async def test_on_a_running_chain_a_reserve_is_there_in_a_moment(
     assert (await waiter.look(payer.told[-1].key)).reserved == 5
     await driver.stop()
     await payer.close()
+
+
+async def test_what_was_done_can_be_read(make: Callable[..., Bench]) -> None:
+    bench = make()
+    for place, person in enumerate(PEOPLE[:2]):
+        bench.reserve(f"r{place}", person, 100)
+    assert [(deed.kind, deed.state) for deed in bench.driver.history(bench.me, 10)] == [("reserve", "new")] * 2
+    await bench.steps(9)
+    for place, person in enumerate(PEOPLE[:2]):
+        bench.ask("settle", f"s{place}", bench.key(person, place), 30)
+    await bench.steps(5)
+    for place, person in enumerate(PEOPLE[:2]):
+        bench.ask("settle", f"t{place}", bench.key(person, place), 40)
+    bench.payer.order("plain", PEOPLE[0].address, 7)
+    await bench.steps(1)
+    told = [(deed.kind, deed.state, deed.amount, deed.entries) for deed in bench.driver.history(bench.me, 10)]
+    assert sorted(told) == [
+        ("approve", "final", 0, 1),
+        ("deposit", "final", 200, 1),
+        ("reserve", "final", 200, 2),
+        ("settle", "final", 60, 2),
+        ("settle", "sent", 80, 2),
+        ("transfer", "sent", 7, 1),
+    ]
+    await bench.steps(5)
+    (settled,) = [deed for deed in bench.driver.history(bench.me, 10) if deed.kind == "settle" and deed.amount == 20]
+    assert settled.tx_hash.startswith("0x")
+    assert settled.gas_used
+    assert len(bench.driver.history(bench.me, 2)) == 2
+    assert bench.driver.history(PEOPLE[0].address, 10) == []
+
+
+async def test_calls_cost_what_the_table_says(make: Callable[..., Bench]) -> None:
+    """As made by the node: batches of one and of ten, payees that hold tokens already."""
+    bench = make()
+    people = [Identity(bytes([n]) * 32) for n in range(60, 70)]
+    bench.ask("deposit", "d0", bench.me, 10**6)
+    await bench.steps(6)
+    bench.ask("deposit", "d1", bench.me, 10**6)
+    for person in people:
+        bench.payer.order(f"before {person.address}", person.address, 1)
+        bench.reserve(f"r{person.address}", person, 100)
+    await bench.steps(6)
+    keys = [bench.key(person, place) for place, person in enumerate(people)]
+    for key in keys:
+        bench.ask("settle", f"s{key.nonce}", key, 20)
+    await bench.steps(5)
+    for person, key in zip(people, keys, strict=True):
+        bench.ask("close", f"c{key.nonce}", key, 30, bench.close_word(person, key, 30))
+    await bench.steps(5)
+    table = json.loads((Path(__file__).parents[1] / "vault" / "gas.json").read_text())
+    other_payees = 10 * 4300  # the table's closes are all of one payee, whose balance is written once
+    limits = {
+        ("deposit", 1): table["deposit, again"],
+        ("reserve", 10): table["reserve 10"],
+        ("settle", 10): table["settle 10"],
+        ("close", 10): table["close with the payee's word 10"] + other_payees,
+    }
+    found = {(deed.kind, deed.entries): deed.gas_used for deed in reversed(bench.driver.history(bench.me, 100))}
+    assert [bench.calls().count(kind) for kind in ("reserve", "settle", "close")] == [1, 1, 1]
+    dearer = {what: (found[what], limit) for what, limit in limits.items() if found[what] > limit * 1.02}
+    assert dearer == {}

@@ -391,6 +391,8 @@ class ChannelChain:
             words = self._words(rows, intent, receipt)
             if intent.state == "final":
                 self._rows.end(rows, "done", intent=intent.id)
+                for row, units in _moved(rows, vault.events(receipt.logs, self.vault)):
+                    self._rows.note_moved(row, units)
             for word in words:
                 self._tell(word)
 
@@ -470,6 +472,18 @@ def _batches(rows: Sequence[Request]) -> list[list[Request]]:
         else:
             batches.append([row])
     return batches
+
+
+def _moved(rows: Sequence[Request], said: Sequence[vault.Event]) -> list[tuple[Request, int]]:
+    """What went to the payee, or back to the payer, for each entry; two entries of one channel share its events."""
+    kind = vault.Released if rows[0].kind == "release" else vault.Paid
+    units: dict[bytes, int] = {}
+    for event in said:
+        if isinstance(event, kind):
+            units[event.channel] = units.get(event.channel, 0) + event.amount
+    if rows[0].kind in ("settle", "close", "redeem", "release"):
+        return [(row, units.pop(row.key.id, 0)) for row in rows]
+    return [(row, row.amount) for row in rows]
 
 
 def _from_free(entries: Sequence[Request]) -> int:

@@ -33,6 +33,7 @@ from shem.node.payment.drivers.base import (
 )
 from shem.node.payment.drivers.evm import erc20
 from shem.node.payment.drivers.evm.channels import INTENTS, ChannelChain
+from shem.node.payment.drivers.evm.history import Deed, deeds
 from shem.node.payment.drivers.evm.manager import Admission, TransactionManager, only_wait
 from shem.node.payment.drivers.evm.rpc import (
     Block,
@@ -232,6 +233,10 @@ class EvmDriver:
             outcome = _outcome(row["order_id"], intent)
             for callback in self._callbacks:
                 callback(outcome)
+
+    def history(self, address: str, limit: int) -> list[Deed]:
+        """What the account did or means to do on its chains, the newest first."""
+        return deeds(self._db.connection, self.networks, parse_node_id(address), limit)
 
     # Looking
 

@@ -53,6 +53,10 @@ create table vault_seen (
     primary key (chain_id, vault, channel)
 ) without rowid;
 """,
+    # what each entry moved, as its events say
+    """
+alter table vault_request add column moved text not null default '0';
+""",
 )
 
 _COLUMNS = (
@@ -192,6 +196,10 @@ class RequestStore:
                 "update vault_request set state = ?, detail = ?, intent = ? where id = ?",
                 (state, detail, intent, request.id),
             )
+
+    def note_moved(self, request: Request, units: int) -> None:
+        """What the call paid, or gave back, for this entry."""
+        self._connection.execute("update vault_request set moved = ? where id = ?", (str(units), request.id))
 
     # Channels that were seen on chain
 
