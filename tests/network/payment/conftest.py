@@ -23,10 +23,14 @@ from aiohttp import web
 
 from shem.cogs.clock import SystemClock
 from shem.errors import NotFound
+from shem.node.config import NetworkConfig
 from shem.node.db import Database
 from shem.node.identity.keys import Identity
 from shem.node.payment.drivers.base import PaymentDriver
+from shem.node.payment.drivers.channel import ChannelDriver
+from shem.node.payment.drivers.evm.driver import EvmDriver
 from shem.node.payment.drivers.free import FreeDriver
+from shem.node.payment.drivers.networks import networks_from
 from shem.node.payment.drivers.testmoney import PLATFORM, Bank, TestMoneyDriver
 from shem.node.payment.service import PaymentConfig, Payments
 from shem.node.payment.store import Document, Kind
@@ -35,6 +39,7 @@ from shem.node.peer.network import PeerNetwork
 from shem.node.rest.payment import routes
 from shem.node.rest.server import build_app
 from shem.terms.pricing import LinearPricing
+from shem.testing.devchain import places
 from shem.wire import payment as wire
 
 TGLM = 10**18
@@ -288,6 +293,7 @@ class World:
         self.deals = Deals()
         self.nodes: dict[str, Node] = {}
         self.config = FAST
+        self.chain: Any = None
 
     def drivers(self, node: Node) -> list[PaymentDriver]:
         """What each node pays with; a test may put in others before nodes start."""
@@ -302,8 +308,8 @@ class World:
 
 
 @asynccontextmanager
-async def world_of(directory: Path, *names: str, kind: type[World] = World) -> AsyncIterator[World]:
-    world = kind(directory)
+async def world_of(directory: Path, *names: str) -> AsyncIterator[World]:
+    world = World(directory)
     try:
         for name in names:
             await world.add(name)
@@ -313,6 +319,35 @@ async def world_of(directory: Path, *names: str, kind: type[World] = World) -> A
     finally:
         for node in world.nodes.values():
             await node.stop()
+
+
+@asynccontextmanager
+async def channel_world_of(directory: Path, *more: str) -> AsyncIterator[World]:
+    """Alice, bob and whoever else, with money on a chain of their own that has a vault."""
+    from shem.testing.devchain.node import DevChain  # dear to import: only these tests need a chain
+
+    async with DevChain(directory=directory / "chain", block_time_s=0.02) as chain, world_of(directory) as made:
+        config = NetworkConfig(
+            chain_id=places.CHAIN_ID,
+            rpc_urls=(chain.rpc_url,),
+            token=places.TOKEN_ADDRESS,
+            token_symbol="tGLM",
+            vault=places.VAULT_ADDRESS,
+        )
+        [network] = networks_from({"devnet": config})
+        quick = msgspec.structs.replace(network, poll_s=0.01, max_poll_s=0.05, gather_s=0.03)
+
+        def drivers(node: Node) -> list[PaymentDriver]:
+            erc20 = EvmDriver(node.db, [quick], [node.identity])
+            return [erc20, ChannelDriver(erc20)]
+
+        made.drivers = drivers  # type: ignore[method-assign]
+        made.chain = chain
+        made.config = msgspec.structs.replace(FAST, cover_timeout_s=2.0)
+        for name in ("alice", "bob", *more):
+            node = await made.add(name)
+            chain.fund(node.id, wei=TGLM, token_units=100 * TGLM)
+        yield made
 
 
 async def eventually(check: Callable[[], Any], what: str = "it", timeout_s: float = 5.0) -> None:
@@ -351,6 +386,11 @@ def mallory(world: World) -> Node:
 @pytest.fixture
 def wait() -> Callable[..., Any]:
     return eventually
+
+
+@pytest.fixture
+def open_channels() -> Callable[..., Any]:
+    return channel_world_of
 
 
 @pytest.fixture

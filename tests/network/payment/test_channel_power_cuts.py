@@ -5,54 +5,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from shem.errors import MoneyShort, PeerFailed
-from shem.node.config import NetworkConfig
-from shem.node.payment.drivers.channel import ChannelDriver
-from shem.node.payment.drivers.evm.driver import EvmDriver
-from shem.node.payment.drivers.networks import networks_from
 from shem.terms.pricing import LinearPricing
 from shem.testing.devchain import places
-from shem.testing.devchain.node import DevChain
 
 PLATFORM = "channel-devnet-tglm"
 TGLM = 10**18
 FINAL = TGLM // 2
 PRICE = LinearPricing((Decimal("0.001"),), Decimal(0), ("golem.usage.duration_sec",))
-
-
-@asynccontextmanager
-async def channel_world(open_world: Callable[..., Any], directory: Path) -> AsyncIterator[Any]:
-    """Two nodes with money, on a chain of their own."""
-    async with DevChain(directory=directory / "chain", block_time_s=0.02) as chain, open_world(directory) as made:
-        config = NetworkConfig(
-            chain_id=places.CHAIN_ID,
-            rpc_urls=(chain.rpc_url,),
-            token=places.TOKEN_ADDRESS,
-            token_symbol="tGLM",
-            vault=places.VAULT_ADDRESS,
-        )
-        [network] = networks_from({"devnet": config})
-        made.network = msgspec.structs.replace(network, poll_s=0.01, max_poll_s=0.05, gather_s=0.02)
-        made.chain = chain
-
-        def drivers(node: Any) -> list[Any]:
-            erc20 = EvmDriver(node.db, [made.network], [node.identity])
-            return [erc20, ChannelDriver(erc20)]
-
-        made.drivers = drivers
-        for name in ("alice", "bob"):
-            node = await made.add(name)
-            chain.fund(node.id, wei=TGLM, token_units=100 * TGLM)
-        yield made
 
 
 class Agents:
@@ -134,10 +100,10 @@ class Agents:
         return states == [["SETTLED"]] * 4 and all(channel.state == "closed" for channel, _ in channels)
 
 
-async def tell_story(open_world: Any, directory: Path, victim: str | None, at: int, before: bool) -> dict[str, int]:
+async def tell_story(open_channels: Any, directory: Path, victim: str | None, at: int, before: bool) -> dict[str, int]:
     """Runs the story; how many commits each node needed when nothing was cut."""
     directory.mkdir(exist_ok=True)
-    async with channel_world(open_world, directory) as world:
+    async with open_channels(directory) as world:
         alice, bob = world.nodes["alice"], world.nodes["bob"]
         expires = int((time.time() + 3600) * 1000)
         deal = world.deals.make(
@@ -172,25 +138,25 @@ async def tell_story(open_world: Any, directory: Path, victim: str | None, at: i
         return {name: node.db.commits - start[name] for name, node in world.nodes.items()}
 
 
-async def test_power_cuts_while_a_channel_lives(open_world, tmp_path):
+async def test_power_cuts_while_a_channel_lives(open_channels, tmp_path):
     """Some commits; the slow test takes all."""
-    await cut_everywhere(open_world, tmp_path, step=17)
+    await cut_everywhere(open_channels, tmp_path, step=17)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-async def test_power_cuts_at_every_commit_of_a_channel(open_world, tmp_path):
-    await cut_everywhere(open_world, tmp_path, step=1)
+async def test_power_cuts_at_every_commit_of_a_channel(open_channels, tmp_path):
+    await cut_everywhere(open_channels, tmp_path, step=1)
 
 
-async def cut_everywhere(open_world: Any, directory: Path, step: int) -> None:
-    commits = await tell_story(open_world, directory / "whole", None, 0, False)
+async def cut_everywhere(open_channels: Any, directory: Path, step: int) -> None:
+    commits = await tell_story(open_channels, directory / "whole", None, 0, False)
     assert min(commits.values()) >= 8, commits
     for victim, count in commits.items():
         for at in range(1, count + 1, step):
             before = at % 2 == 0
             try:
-                await tell_story(open_world, directory / f"{victim}-{at}", victim, at, before)
+                await tell_story(open_channels, directory / f"{victim}-{at}", victim, at, before)
             except BaseException as error:
                 error.add_note(f"the cut: {victim}, commit {at} of {count}, {'before' if before else 'after'} it")
                 raise

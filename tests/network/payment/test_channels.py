@@ -12,11 +12,7 @@ import msgspec
 import pytest
 
 from shem.errors import MoneyShort
-from shem.node.config import NetworkConfig
 from shem.node.payment.channel_payee import NoCover
-from shem.node.payment.drivers.channel import ChannelDriver
-from shem.node.payment.drivers.evm.driver import EvmDriver
-from shem.node.payment.drivers.networks import networks_from
 from shem.terms.pricing import LinearPricing
 from shem.testing.devchain import places
 from shem.testing.devchain.node import DevChain
@@ -28,35 +24,15 @@ PRICE = LinearPricing((Decimal("0.001"),), Decimal(0), ("golem.usage.duration_se
 
 
 @pytest.fixture
-async def chain(tmp_path: Path) -> AsyncIterator[DevChain]:
-    async with DevChain(directory=tmp_path / "chain", block_time_s=0.02) as running:
-        yield running
+async def world(tmp_path: Path, open_channels: Any) -> AsyncIterator[Any]:
+    async with open_channels(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
-async def world(tmp_path: Path, chain: DevChain, open_world: Any) -> AsyncIterator[Any]:
-    async with open_world(tmp_path) as made:
-        config = NetworkConfig(
-            chain_id=places.CHAIN_ID,
-            rpc_urls=(chain.rpc_url,),
-            token=places.TOKEN_ADDRESS,
-            token_symbol="tGLM",
-            vault=places.VAULT_ADDRESS,
-        )
-        [network] = networks_from({"devnet": config})
-        made.network = msgspec.structs.replace(network, poll_s=0.01, max_poll_s=0.05, gather_s=0.05)
-
-        def drivers(node: Any) -> list[Any]:
-            erc20 = EvmDriver(node.db, [made.network], [node.identity])
-            return [erc20, ChannelDriver(erc20)]
-
-        made.drivers = drivers
-        made.chain = chain
-        made.config = msgspec.structs.replace(made.config, cover_timeout_s=2.0)
-        for name in ("alice", "bob"):
-            node = await made.add(name)
-            chain.fund(node.id, wei=TGLM, token_units=100 * TGLM)
-        yield made
+def chain(world: Any) -> DevChain:
+    running: DevChain = world.chain
+    return running
 
 
 def tokens(chain: DevChain, owner: str) -> int:

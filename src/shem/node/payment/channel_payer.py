@@ -37,6 +37,12 @@ RETRY_S = 10
 """A request that the chain refused is made again no sooner."""
 
 
+class WrongClose(Refused):
+    """The answer to a close is not the payee's signature over the sum that was asked for."""
+
+    default_code = "close_wrong"
+
+
 class Payer:
     """Channels that this node pays through."""
 
@@ -117,10 +123,17 @@ class Payer:
                 self._opened(request, word)
         elif isinstance(word, Failed):
             log.error("%s of %s for %s failed: %s", request.kind, request.payer, request.payee, word.message)
-            self._not_before[request.owner, request.peer_id, request.platform] = self._shared.now() + RETRY_S
-            self._finish(request, "failed", "")
+            self._failed(request)
         else:
             self._ended(request, word)
+
+    def _failed(self, request: Request) -> None:
+        """Asked for again after a while, under another id and after another look. A close needs the payee's word anew."""
+        self._not_before[request.owner, request.peer_id, request.platform] = self._shared.now() + RETRY_S
+        channel = self._store.channel(request.owner, request.channel_id)
+        if request.kind == "close" and channel is not None:
+            self._store.save(msgspec.structs.replace(channel, close_signature=None))
+        self._finish(request, "failed", "")
 
     def _opened(self, request: Request, word: Opened) -> None:
         if request.state != "open":
@@ -278,7 +291,7 @@ class Payer:
     def _tend(self, channel: Channel, now: float) -> None:
         """Close what is idle, pay what is due, take back what is over."""
         way = way_of(channel)
-        if channel.channel_id in self._asking | self._looking:
+        if channel.channel_id in self._asking | self._looking or self._not_before.get(way, 0) > now:
             return
         if any(r.channel_id == channel.channel_id for r in self._store.open_requests(*way)):
             return
@@ -418,9 +431,9 @@ class Payer:
         try:
             by = close_signer(vault_of(channel), id_bytes(channel), channel.signed, answer)
         except BadSignature as error:
-            raise PeerFailed(f"the payee's close is not signed: {error.message}", code="bad_close") from None
+            raise WrongClose(f"the payee's close is not signed: {error.message}") from None
         if by != channel.payee:
-            raise PeerFailed(f"the payee's close is signed by {by}", code="bad_close")
+            raise WrongClose(f"the payee's close is signed by {by}, or for another sum")
         return answer
 
     def _agreed(self, channel: Channel, signature: bytes) -> None:
