@@ -31,7 +31,7 @@ class Bench:
     """A payer whose managers and gathering are stepped by hand; the clock stands unless it is moved."""
 
     def __init__(self, payer: Any, chain: DevChain) -> None:
-        self.payer, self.chain = payer, chain.chain
+        self.payer, self.chain, self.chain_rpc = payer, chain.chain, chain.rpc
         self.clock = ManualClock()
         self.me = payer.identity.address
         self.until = self.chain.header(self.chain.head).timestamp + 86400
@@ -369,10 +369,15 @@ async def test_what_can_never_be_done_is_refused(make: Callable[..., Bench]) -> 
         ("extend", (key, 1, -1), "bad_term"),
         ("extend", (key, -1, 1), "bad_amount"),
         ("release", (other,), "not_our_account"),
+        ("release", (ChannelKey(bench.me, PEOPLE[0].address.upper(), bench.me, 0),), "bad_channel"),
+        ("release", (ChannelKey(bench.me, PEOPLE[0].address, bench.me, -1),), "bad_channel"),
+        ("release", (ChannelKey(bench.me, PEOPLE[0].address, bench.me, 1 << 63),), "bad_channel"),
     ]:
         with pytest.raises(Refused) as caught:
             bench.ask(kind, "x", *what)
         assert caught.value.code == code
+    with pytest.raises(Refused):
+        await bench.vault.look(ChannelKey("0x12", PEOPLE[0].address, bench.me, 0))
     for payee in (places.TOKEN_ADDRESS, places.VAULT_ADDRESS):
         with pytest.raises(Refused, match="cannot be paid"):
             bench.ask("withdraw", "x", bench.me, payee, 1)
@@ -492,3 +497,27 @@ async def test_calls_cost_what_the_table_says(make: Callable[..., Bench]) -> Non
     assert [bench.calls().count(kind) for kind in ("reserve", "settle", "close")] == [1, 1, 1]
     dearer = {what: (found[what], limit) for what, limit in limits.items() if found[what] > limit * 1.02}
     assert dearer == {}
+
+
+async def test_an_endpoint_that_hides_the_vault_holds_up_no_other_payment(make: Callable[..., Bench]) -> None:
+    bench = make()
+    answer = bench.chain_rpc.answer
+
+    def refuse(asked: Any) -> Any:
+        many = asked if isinstance(asked, list) else [asked]
+        told = answer(many)
+        for one, reply in zip(many, told, strict=True):
+            if one["method"] == "eth_getCode":
+                reply.pop("result", None)
+                reply["error"] = {"code": -32601, "message": "not offered here"}
+        return told if isinstance(asked, list) else told[0]
+
+    bench.chain_rpc.answer = refuse
+    bench.reserve("r", PEOPLE[0], 10)
+    bench.payer.order("plain", PEOPLE[1].address, 7)
+    await bench.steps(5)
+    assert [type(told).__name__ for told in bench.payer.told] == ["Settlement"]
+    assert bench.codes() == ["TxStuck"]
+    bench.chain_rpc.answer = answer
+    await bench.steps(9)
+    assert [word.request_id for word in bench.final] == ["r"]

@@ -34,7 +34,7 @@ from shem.node.payment.drivers.evm import requests, vault
 from shem.node.payment.drivers.evm.eyes import Eyes
 from shem.node.payment.drivers.evm.manager import TransactionManager
 from shem.node.payment.drivers.evm.requests import Kind, Request, RequestStore
-from shem.node.payment.drivers.evm.rpc import Receipt, RpcPool, number
+from shem.node.payment.drivers.evm.rpc import Receipt, RpcPool, RpcRefused, number
 from shem.node.payment.drivers.evm.store import Intent
 from shem.node.payment.drivers.evm.vault import ChannelKey, Extended, Reserved, Vault
 from shem.node.payment.drivers.networks import CHANNEL, Network
@@ -53,8 +53,8 @@ TOP_UP_REST_S = 600.0
 _ALONE: tuple[Kind, ...] = ("deposit", "withdraw", "extend")
 _TOP_UP = "top-up:"
 """Requests of our own: deposits of what a reserve lacks."""
-_LATER = ("free", "not yet")
-"""Reasons of the contract that time cures."""
+_POOR, _EARLY = "reverted: free", "reverted: not yet"
+"""Reasons of the contract that time cures; the second is one entry's only."""
 _EVERYTHING = 2**256 - 1
 
 
@@ -173,6 +173,11 @@ class ChannelChain:
         *,
         valid_until: int = 0,
     ) -> None:
+        if (
+            any(parse_node_id(part) != part for part in (key.payer, key.payee, key.signer))
+            or not 0 <= key.nonce < 1 << 63
+        ):
+            raise Refused("that names no channel", code="bad_channel")
         if kind in ("close", "redeem") and (len(signature) != 65 or signature[64] not in (27, 28)):
             raise Refused("that is no signature", code="bad_signature")
         asked = self._request(
@@ -280,8 +285,14 @@ class ChannelChain:
         """
         try:
             await self._eyes.check()
-        except WrongVault as error:
+            return await self._admit(payer, waiting, in_flight)
+        except (WrongVault, RpcRefused) as error:
+            # The account's other payments go on.
             return [], self._problem("TxStuck", error.message, payer)
+
+    async def _admit(
+        self, payer: str, waiting: Sequence[Intent], in_flight: Sequence[Intent]
+    ) -> tuple[list[Intent], DriverProblem | None]:
         rows = self._entries([*waiting, *in_flight])
         if not {row.kind for intent in waiting for row in rows.get(intent.id, ())} & {*_ALONE, "reserve"}:
             return list(waiting), None
@@ -349,8 +360,10 @@ class ChannelChain:
         said = reason.lower()
         if not rows or "revert" not in said:
             return self._network.refused_s  # trouble of the endpoint, not of the call
+        if _POOR in said:
+            return self._network.refused_s
         if len(rows) == 1:
-            if any(f"reverted: {word}" in said for word in _LATER):
+            if _EARLY in said:
                 return self._network.refused_s
             if rows[0].refusals + 1 < REFUSALS:
                 with self._db.transaction():
