@@ -173,11 +173,7 @@ class ChannelChain:
         *,
         valid_until: int = 0,
     ) -> None:
-        if (
-            any(parse_node_id(part) != part for part in (key.payer, key.payee, key.signer))
-            or not 0 <= key.nonce < 1 << 63
-        ):
-            raise Refused("that names no channel", code="bad_channel")
+        _check_key(key)
         if kind in ("close", "redeem") and (len(signature) != 65 or signature[64] not in (27, 28)):
             raise Refused("that is no signature", code="bad_signature")
         asked = self._request(
@@ -448,7 +444,8 @@ class ChannelChain:
     # Looking
 
     async def look(self, key: ChannelKey) -> Look:
-        """See the protocol."""
+        """See the protocol. Raises :class:`Refused` for a key that names no channel."""
+        _check_key(key)
         return await self._eyes.look(key)
 
     async def free(self, payer: str) -> int:
@@ -467,6 +464,12 @@ class ChannelChain:
             platform=self._network.channel_platforms[0].platform,
             needed=needed,
         )
+
+
+def _check_key(key: ChannelKey) -> None:
+    addresses = (key.payer, key.payee, key.signer)
+    if any(parse_node_id(address) != address for address in addresses) or not 0 <= key.nonce < 1 << 63:
+        raise Refused("that names no channel", code="bad_channel")
 
 
 def _units(amount: int, *, least: int = 1) -> int:
