@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shem.sdk.bookkeeping import SHORTEST_WAIT_S
@@ -62,6 +62,8 @@ plans = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(amounts, amounts, amounts, plans)
+# the hour is full, and its first seconds leave it just when a second machine comes
+@example(None, TOKEN // 100, None, [(0.0, "0xa", "0.1", "0.001", None), (3599.0, "0xa", "0.1", "0", 0.5)])
 def test_no_limit_is_exceeded_whatever_is_rented(total, per_hour, per_provider, plan):
     """The bookkeeper's guard in small: it looks when something changes or a limit may be near, and gives back in time."""
     purse = Purse(Limits(total, per_hour, per_provider))
@@ -149,6 +151,30 @@ def test_what_left_the_hour_counts_no_more():
     assert purse.owed_between(500.0, 500.0 + HOUR_S) in (TOKEN // 2, TOKEN // 2 + 1)
     assert purse.owed_between(1001.0, 1001.0 + HOUR_S) == 0
     assert purse.owed_by(10_000.0) == TOKEN
+
+
+def test_what_a_bill_asks_beyond_the_time_counts_as_of_now():
+    """Nobody knows when in the deal it came up: it is taken to be fresh."""
+    a = account(1, 0.0)
+    a.closed = 2 * HOUR_S
+    full = a.owed_by(2 * HOUR_S)
+    hour = a.since(HOUR_S, 2 * HOUR_S, full)
+    assert full // 2 <= hour <= full // 2 + 1
+    assert a.since(HOUR_S, 2 * HOUR_S, full + 5000) == hour + 5000
+    assert a.since(HOUR_S, 2 * HOUR_S, 7) == 7
+    # both ends of an hour may fall between two base units
+    pricing = LinearPricing((Decimal("1.5E-18"),), Decimal(0), ("golem.usage.duration_sec",))
+    tiny = Account(replace(hired(2), pricing=pricing), 1, 0.0)
+    assert tiny.owed_by(2.0) - tiny.owed_by(1.0) == 2 == tiny.since(1.0, 2.0, 3)
+
+
+@pytest.mark.parametrize("which", ["total", "per_hour", "per_provider"])
+def test_bills_are_held_to_the_last_unit(which):
+    purse = Purse(Limits(**{which: TOKEN}))
+    a = account(1, 0.0)
+    purse.accounts["a1"] = a
+    assert purse.refuses(a, TOKEN, 100.0) is None
+    assert purse.refuses(a, TOKEN + 1, 100.0) == ("budget" if which == "total" else f"budget_{which}")
 
 
 def test_a_machine_that_the_hour_can_always_pay_is_never_given_back():
