@@ -135,7 +135,7 @@ class Node:
             may_read=Readers(self.market).may_read,
             live=GftpServices(self.bus),
         )
-        self.activities = Activities(self.db, self.peers, self.market, clock)
+        self.activities = Activities(self.db, self.peers, self.market, clock, admit=self._admit)
         self.networks = Networks(self.db, clock)
         drivers: list[PaymentDriver] = [FreeDriver()]
         if networks := networks_from(config.networks):
@@ -156,6 +156,10 @@ class Node:
         for address in config.bootstrap:
             self.peers.add_bootstrap(address)
         await self._open_rest()
+
+    async def _admit(self, owner: str, agreement_id: str) -> None:
+        """No work starts on an agreement that money must be reserved for and is not."""
+        await self.payments.admit(owner, agreement_id)
 
     def _leave_key(self, data_dir: Path) -> None:
         """A key for the owner of this node, where programs look for it. Without its file it is made anew."""

@@ -33,6 +33,8 @@ CLOSE_TIMEOUT_S = 15.0
 CLOSE_TRIES = 5
 CLOSE_FIRST_S = 1.0
 """After so long the payee is asked again; each time twice as long."""
+REST = 60
+"""A channel is closed when it was not needed for so small a part of the margin, although its payer has allocations."""
 RETRY_S = 10
 """A request that the chain refused is made again no sooner."""
 
@@ -229,7 +231,9 @@ class Payer:
     def next_moment(self) -> list[float]:
         """When time alone asks for another turn."""
         moments = [float(target.settle_at) for target in self._store.open_targets()]
-        moments += [float(c.valid_until + 1) for c in self._store.live_channels() if c.role == "Requestor"]
+        live = [c for c in self._store.live_channels() if c.role == "Requestor" and c.platform in self._shared.chains]
+        moments += [float(channel.valid_until + 1) for channel in live]
+        moments += [self._rested_at(channel) for channel in live if channel.state == "open"]
         return moments + list(self._not_before.values()) + list(self._ask_again.values())
 
     def _reserve(self, way: Way, covers: list[Cover], now: float) -> None:
@@ -311,8 +315,14 @@ class Payer:
             channel,
             live=bool(self._store.live_covers("Requestor", way)),
             unaccepted=self._shared.unaccepted(way) or self._shared.undelivered(way),
-            allocated=any(a.platform == channel.platform for a in allocations),
+            allocated=any(a.platform == channel.platform for a in allocations)
+            and self._shared.now() < self._rested_at(channel),
         )
+
+    def _rested_at(self, channel: Channel) -> float:
+        """When a channel has been without work for so long that nothing is expected, allocations or not."""
+        ends = [cover.changed_at for cover in self._store.covers_of("Requestor", way_of(channel))]
+        return max(ends, default=0) + self._shared.margin_s(channel.platform) / REST
 
     def _is_due(self, channel: Channel, now: float) -> bool:
         return any(
