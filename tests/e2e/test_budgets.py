@@ -56,6 +56,18 @@ async def test_when_every_provider_has_earned_all_that_it_may_the_work_ends_and_
     assert golem.report.settled
 
 
+async def test_a_rented_machine_is_taken_back_with_the_right_reason(net: Devnet, image: Path) -> None:
+    golem = session(net, budget="1", budget_per_provider="0.006")
+    async with golem:
+        with pytest.raises(MoneyShort) as caught:
+            async with golem.rent(image) as machine:
+                while True:
+                    await machine.shell("sleep 0.2")
+    assert caught.value.code == "money_budget_per_provider"
+    assert golem.report.settled
+    assert 0 < golem.report.paid <= parse_amount("0.006")
+
+
 async def test_an_hour_costs_no_more_than_it_may(net: Devnet, image: Path) -> None:
     seen: list[events.SpendingChanged] = []
 

@@ -172,10 +172,10 @@ class Machines:
                 return machine
             except BaseException as error:
                 await self._give_back(machine, "Failed")
-                if isinstance(error, ProviderSpent):
-                    continue
-                if not isinstance(error, (CommandFailed, TimeoutError, *LOST)):
+                if not isinstance(error, (CommandFailed, TimeoutError, ProviderSpent, *LOST)):
                     raise
+                if machine.hired.provider_id in self._books.spent_providers(wish.purse):
+                    continue  # it may earn no more, which is not its fault
                 failures += 1
                 code = error.code if isinstance(error, ShemError) else "timeout"
                 self._leave(machine.hired.provider_id, machine.hired.name, code, str(error))
