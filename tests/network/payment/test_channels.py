@@ -179,3 +179,14 @@ async def test_a_payee_that_does_not_answer_is_settled(world, alice, bob, wait, 
     await wait(lambda: alice.state(invoice) == "SETTLED", "the settlement", 20)
     assert tokens(chain, bob.id) == 100 * TGLM + TGLM // 4
     assert channel(alice).state == "closing"  # its rest comes back after the term
+
+
+async def test_one_wallet_is_promised_once_however_it_is_paid(world, alice, bob, wait):
+    plain = "erc20-devnet-tglm"
+    await start_work(world, alice, bob, wait, budget="60")
+    with pytest.raises(MoneyShort):
+        await alice.allocate("41", platform=plain)
+    assert await alice.allocate("30", platform=plain)
+    with pytest.raises(MoneyShort):
+        await alice.allocate("11", platform=PLATFORM)
+    assert await alice.allocate("10", platform=PLATFORM)

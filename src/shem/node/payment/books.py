@@ -35,6 +35,13 @@ Role = Literal["Requestor", "Provider"]
 _EVENT_PREFIX: Mapping[Kind, str] = {"debit-note": "DebitNote", "invoice": "Invoice"}
 
 
+def _purse(platform: Platform) -> tuple[object, ...]:
+    """Platforms with the same answer draw on one wallet: one token of one chain, however it is paid."""
+    if platform.chain_id is None or not platform.moves_money:
+        return (platform.money,)
+    return platform.chain_id, platform.token
+
+
 class Agreements(Protocol):
     """What payment needs of the market."""
 
@@ -119,7 +126,7 @@ class Books:
         known = self.platforms.get(platform)
         if known is None:
             return [platform]
-        return [name for name, other in self.platforms.items() if other.money == known.money]
+        return [name for name, other in self.platforms.items() if _purse(other) == _purse(known)]
 
     def write(self) -> AbstractContextManager[object]:
         """A durable transaction."""

@@ -115,13 +115,16 @@ class Channels:
         """Those that are paid through channels."""
         return self.shared.chains.keys()
 
-    def locked(self, owner: str, platform: str) -> int:
-        """The owner's money that lies in channels and may come back or pay what is promised."""
-        return sum(
+    async def in_vault(self, owner: str, platform: str) -> tuple[int, int]:
+        """(what the owner has free in a platform's vault, what lies in its channels there). Raises as looks do."""
+        chain = self.shared.chains[platform]
+        locked = sum(
             channel.reserved - channel.claimed
             for channel in self.shared.store.live_channels()
-            if (channel.owner, channel.role, channel.platform) == (owner, "Requestor", platform)
+            if (channel.owner, channel.role) == (owner, "Requestor")
+            and self.shared.chains.get(channel.platform) is chain
         )
+        return await chain.free(owner), locked
 
     def voucher(self, account: ledger.Account, drawn: int) -> VoucherPart | None:
         """See :meth:`Payer.voucher`."""

@@ -84,7 +84,7 @@ class Payments:
         )
         self.books.voucher, self.books.take_voucher = self.channels.voucher, self.channels.take
         self.verifier.channels, self.verifier.channel_platforms = self.channels.verify, self.channels.platforms
-        self.allocations.locked = self.channels.locked
+        self.allocations.in_vault, self.allocations.channel_platforms = self.channels.in_vault, self.channels.platforms
         self.outbox = Outbox(
             self.books,
             peers,
