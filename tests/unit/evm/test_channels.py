@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from shem.cogs.clock import ManualClock
@@ -430,11 +432,13 @@ async def test_on_a_running_chain_a_reserve_is_there_in_a_moment(
             amount=5,
             valid_until=chain.chain.header(chain.chain.head).timestamp + 3600,
         )
-    while not any(word.final for word in payer.told):
-        await payer.wait_told(len(payer.told) + 1)
-    assert (await waiter.look(payer.told[-1].key)).reserved == 5
-    await driver.stop()
-    await payer.close()
+    try:
+        while not any(word.final for word in payer.told):
+            await payer.wait_told(len(payer.told) + 1)
+        assert (await waiter.look(payer.told[-1].key)).reserved == 5
+    finally:
+        await driver.stop()
+        await payer.close()
 
 
 async def test_what_was_done_can_be_read(make: Callable[..., Bench]) -> None:
@@ -521,3 +525,44 @@ async def test_an_endpoint_that_hides_the_vault_holds_up_no_other_payment(make: 
     bench.chain_rpc.answer = answer
     await bench.steps(9)
     assert [word.request_id for word in bench.final] == ["r"]
+
+
+async def test_a_vault_that_was_out_of_the_configuration_hears_what_it_missed(
+    chain: DevChain, new_payer: Callable[..., Any], until: Callable[..., Awaitable[None]]
+) -> None:
+    payer = new_payer(vault=places.VAULT_ADDRESS)
+    payer.open()
+    me, end = payer.identity.address, chain.chain.header(chain.chain.head).timestamp + 3600
+    with payer.db.transaction() as connection:
+        payer.driver.vaults["devnet"].deposit(connection, "d", me, 10)
+        payer.driver.vaults["devnet"].reserve(
+            connection, "r", payer=me, payee=PEOPLE[0].address, signer=me, amount=5, valid_until=end
+        )
+    payer.driver.vaults["devnet"].gather()
+    (manager,) = payer.driver.managers.values()
+    async with asyncio.timeout(20):
+        while not payer.db.connection.execute(
+            "select 1 from evm_intent where key like '%reserve%' and state = 'sent'"
+        ).fetchone():
+            await manager.step()
+            await asyncio.sleep(0.01)
+    await payer.close()
+    with_it = payer.network
+    payer.network = msgspec.structs.replace(with_it, vault="")
+    payer.open()
+    await payer.driver.start()
+    query = "select count(*) from evm_intent where state = 'final'"
+    await until(lambda: payer.db.connection.execute(query).fetchone()[0] == 3)
+    await payer.close()
+    payer.network = with_it
+    payer.open()
+    driver = ChannelDriver(payer.driver)
+    driver.chain(PLATFORM).on_word(payer._tell)
+    await payer.driver.start()
+    await driver.start()
+    try:
+        told = await payer.wait_told(2)
+    finally:
+        await driver.stop()
+        await payer.close()
+    assert sorted((word.request_id, type(word)) for word in told) == [("d", Ended), ("r", Opened)]

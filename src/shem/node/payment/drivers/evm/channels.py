@@ -35,7 +35,7 @@ from shem.node.payment.drivers.evm.eyes import Eyes
 from shem.node.payment.drivers.evm.manager import TransactionManager
 from shem.node.payment.drivers.evm.requests import Kind, Request, RequestStore
 from shem.node.payment.drivers.evm.rpc import Receipt, RpcPool, RpcRefused, number
-from shem.node.payment.drivers.evm.store import Intent
+from shem.node.payment.drivers.evm.store import Intent, intent_of
 from shem.node.payment.drivers.evm.vault import ChannelKey, Extended, Reserved, Vault
 from shem.node.payment.drivers.networks import CHANNEL, Network
 from shem.node.payment.drivers.vaults import ChainWord, Ended, Failed, Look, Opened, WrongVault
@@ -50,6 +50,7 @@ REFUSALS = 3
 """After so many looks at which the chain would refuse a single entry, it has failed."""
 TOP_UP_REST_S = 600.0
 """A deposit of our own that failed is not made again for so long."""
+MAX_CATCH_UP_S = 600.0
 _ALONE: tuple[Kind, ...] = ("deposit", "withdraw", "extend")
 _TOP_UP = "top-up:"
 """Requests of our own: deposits of what a reserve lacks."""
@@ -76,6 +77,7 @@ class ChannelChain:
         self.margin_s = network.margin_s
         self._db = db
         self._network = network
+        self._pool = pool
         self._managers = managers
         self._clock = clock
         self._rows = RequestStore(db.connection, self.vault)
@@ -94,6 +96,7 @@ class ChannelChain:
         self._scope = TaskScope("vault")
         self._wake.set()
         self._scope.start(self._run(), self._network.name)
+        self._scope.start(self._catch_up(), f"{self._network.name}, unheard")
 
     async def stop(self) -> None:
         """Everything is on disk at any moment: this only stops the work."""
@@ -242,6 +245,22 @@ class ChannelChain:
             await self._clock.sleep(self._network.gather_s)
             self._wake.clear()
             self.gather()
+
+    async def _catch_up(self) -> None:
+        """Hear of calls that ended unheard, as soon as the chain can be asked."""
+        delay_s = self._network.refused_s
+        while left := self._rows.unheard():
+            for ended in left:
+                intent = intent_of(self._db.connection, ended)
+                try:
+                    found = await self._pool.call("eth_getTransactionReceipt", [intent.tx_hash], Receipt)
+                    with self._db.transaction(durable=True):
+                        self.receipt(intent, found)
+                except (ChainUnreachable, RpcRefused) as error:
+                    log.warning("what became of %s cannot be asked: %s", intent.key, error.message)
+            if self._rows.unheard():
+                await self._clock.sleep(delay_s)
+                delay_s = min(2 * delay_s, MAX_CATCH_UP_S)
 
     def gather(self) -> None:
         """Make calls of what waits. The work of the background task; for tests that go step by step."""

@@ -189,11 +189,13 @@ class EvmDriver:
         vault_problem: DriverProblem | None = None
         vault = self.vaults.get(network.name)
         if for_vault:
-            # Without a vault in the configuration, what was asked of one waits.
+            # What was asked of a vault that is not in the configuration any more waits for it.
             taken: Sequence[Intent] = []
             if vault is not None:
                 going = [intent for intent in in_flight if intent.key.startswith(INTENTS)]
-                taken, vault_problem = await vault.admit(payer, for_vault, going)
+                places = (vault.vault.address, network.token)
+                its = [intent for intent in for_vault if intent.dst in places]
+                taken, vault_problem = await vault.admit(payer, its, going)
             refused = {intent.id for intent in for_vault} - {intent.id for intent in taken}
 
         def cost(intent: Intent) -> int:

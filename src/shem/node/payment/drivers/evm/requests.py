@@ -163,6 +163,16 @@ class RequestStore:
         """All that is under way for an account, oldest first."""
         return self._where("account = ? and state in ('waiting', 'called') order by id", account)
 
+    def unheard(self) -> list[int]:
+        """Calls that ended while nobody minded this vault: a node that ran without it in its configuration."""
+        rows = self._connection.execute(
+            "select distinct intent from vault_request r join evm_intent i on i.id = r.intent"
+            " where r.chain_id = ? and r.vault = ? and r.state = 'called' and i.state in ('final', 'failed')"
+            " order by intent",
+            self._vault,
+        )
+        return [int(row["intent"]) for row in rows]
+
     def _where(self, condition: str, *values: object) -> list[Request]:
         rows = self._connection.execute(
             f"select {_COLUMNS} from vault_request where chain_id = ? and vault = ? and {condition}",  # noqa: S608

@@ -213,6 +213,12 @@ class IntentStore:
         )
 
 
+def intent_of(connection: sqlite3.Connection, intent: int) -> Intent:
+    """Any account's; it must be there."""
+    row = connection.execute(f"select {_INTENT} from evm_intent where id = ?", (intent,)).fetchone()  # noqa: S608
+    return _intent(row)
+
+
 def _intent(row: sqlite3.Row) -> Intent:
     values = dict(row)
     values["value"] = int(values["value"])
