@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 import pytest_asyncio
 
@@ -33,3 +34,11 @@ async def test_a_map_is_paid_by_vouchers_and_settled_in_the_end(channel_net: Dev
         results = [r async for r in golem.map(task, range(6), image=image, workers=2)]
     assert sorted(results) == [b"%d\n" % number for number in range(6)]
     assert golem.report.settled
+    url, key = f"{channel_net.requestor.api_url}/shem-api/v1/payment/channels", channel_net.requestor.app_key
+    headers = {"Authorization": f"Bearer {key}"}
+    async with aiohttp.ClientSession(headers=headers) as http, http.get(url) as answer:
+        channels = await answer.json()
+    assert channels
+    for channel in channels:
+        assert (channel["role"], channel["platform"], channel["state"]) == ("Requestor", PLATFORM, "closed")
+        assert channel["claimed"] == channel["signed"]

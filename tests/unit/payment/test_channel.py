@@ -191,12 +191,34 @@ def test_a_channel_is_opened_filled_at_half_and_prolonged():
     assert plan(half, [cover()], 10_000, NOW, MARGIN) is None
     used = msgspec.structs.replace(fresh, signed=301)
     assert plan(used, [cover()], 10_000, NOW, MARGIN).add == 301
-    assert plan(used, [cover()], 7, NOW, MARGIN).add == 7
+    assert plan(used, [cover()], 7, NOW, MARGIN) is None  # plenty, for what is left
+    last = msgspec.structs.replace(fresh, signed=590)
+    assert plan(last, [cover()], 7, NOW, MARGIN).add == 7
     assert plan(used, [cover()], 0, NOW, MARGIN) is None
     assert plan(used, [cover(live=False)], 10_000, NOW, MARGIN) is None
     longer = plan(fresh, [cover(), cover(ends_at=NOW + 9000, wanted=1)], 10_000, NOW, MARGIN)
     assert (longer.add, longer.valid_until) == (0, NOW + 9000 + PAY_S + 2 * MARGIN)
     assert plan(channel(state="closing"), [cover()], 10_000, NOW, MARGIN).add == 600
+
+
+def test_many_payees_share_a_small_budget():
+    left, opened = 400, []
+    for _ in range(4):
+        grow = plan(None, [cover()], left, NOW, MARGIN)
+        opened.append(grow.add)
+        left -= grow.add
+    assert opened == [200, 100, 60, 40]
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 700), st.integers(1, 600))
+def test_what_is_reserved_is_there_and_asked_for_once(budget, wanted, signed, least):
+    needs = [cover(wanted=wanted + least, least=least)]
+    held = channel(reserved=700, signed=signed)
+    grow = plan(held, needs, budget, NOW, MARGIN)
+    if grow is not None:
+        assert 0 < grow.add <= budget
+        grown = msgspec.structs.replace(held, reserved=700 + grow.add)
+        assert plan(grown, needs, budget - grow.add, NOW, MARGIN) is None or grown.room < least
 
 
 def test_the_payee_starts_only_what_a_final_block_covers():

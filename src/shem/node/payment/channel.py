@@ -279,7 +279,8 @@ def plan(channel: Channel | None, covers: Sequence[Cover], budget: int, now: flo
     """What the payer should reserve for its live agreements with one payee; ``None``: all is well, or nothing is left.
 
     ``budget`` is what its allocations still hold beyond what is reserved already. A channel is filled up to the full
-    cover when half of it is used, and its term is moved before an agreement can outlive it.
+    cover (or half of what is left, if that is less) when half of it is used; its term is moved before an agreement can
+    outlive it.
     """
     live = [cover for cover in covers if cover.live and cover.wanted]
     if not live:
@@ -287,18 +288,24 @@ def plan(channel: Channel | None, covers: Sequence[Cover], budget: int, now: flo
     end = max(cover.ends_at for cover in live)
     latest = int(now) + MAX_AHEAD_S
     until = min(end + PAY_S + 2 * int(margin_s), latest)
-    wanted = sum(cover.wanted for cover in live)
+    wanted, least = sum(cover.wanted for cover in live), sum(cover.least for cover in live)
     if channel is None or channel.state != "open" or now >= channel.valid_until - margin_s:
-        add = min(wanted, budget, MAX_UNITS)
+        add = min(_target(wanted, least, 0, budget), MAX_UNITS)
         return Grow(add, max(until, int(now + 2 * margin_s) + PAY_S)) if add > 0 else None
     until = max(until, channel.valid_until)
     add = 0
-    if 2 * channel.room < wanted:
-        add = max(min(wanted - channel.room, budget, MAX_UNITS - channel.reserved), 0)
+    target = _target(wanted, least, channel.room, budget)
+    if 2 * channel.room < target or channel.room < least:
+        add = max(min(target - channel.room, MAX_UNITS - channel.reserved), 0)
     longer = channel.valid_until < min(end + int(margin_s), latest - 86400)
     if add or longer:
         return Grow(add, until)
     return None
+
+
+def _target(wanted: int, least: int, room: int, budget: int) -> int:
+    """How much room there should be. One payee takes at most half of what is left for all, if it can start with that."""
+    return min(wanted, max(room + budget // 2, min(least, room + budget)))
 
 
 def covers(channel: Channel, needs: Sequence[Cover], now: float, margin_s: float) -> bool:
