@@ -190,3 +190,27 @@ async def test_one_wallet_is_promised_once_however_it_is_paid(world, alice, bob,
     with pytest.raises(MoneyShort):
         await alice.allocate("11", platform=PLATFORM)
     assert await alice.allocate("10", platform=PLATFORM)
+
+
+async def test_the_rest_comes_back_after_the_term(world, alice, bob, wait, chain):
+    """bob's node is gone for good: he is paid all the same, and what is left is alice's again."""
+    deal, allocation = await start_work(world, alice, bob, wait)
+    invoice = await bob.bill(deal, "0.2")
+    alice.accept("invoice", invoice, "0.2", allocation)
+    await wait(lambda: bob.state(invoice) == "ACCEPTED")
+    await bob.stop()
+    chain.rpc.call("shem_advanceTime", [3 * 3600])
+    store = alice.payments.channels.shared.store
+    store.save(msgspec.structs.replace(channel(alice), valid_until=int(time.time()) - 1))
+    alice.payments.allocations.release(alice.id, allocation)
+    await wait(lambda: alice.state(invoice) == "SETTLED", "the settlement", 20)
+    assert tokens(chain, bob.id) == 100 * TGLM + TGLM // 5
+
+    def over() -> bool:
+        store.save(msgspec.structs.replace(channel(alice), valid_until=int(time.time()) - 1))
+        return bool(channel(alice).state == "closed")
+
+    await wait(over, "the release", 20)
+    free = await alice.payments.books.drivers[PLATFORM].chain(PLATFORM).free(alice.id)
+    assert free == 4 * TGLM // 10
+    await bob.start()
