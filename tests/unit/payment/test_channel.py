@@ -196,6 +196,9 @@ def test_a_channel_is_opened_filled_at_half_and_prolonged():
     assert plan(last, [cover()], 7, NOW, MARGIN).add == 7
     assert plan(used, [cover()], 0, NOW, MARGIN) is None
     assert plan(used, [cover(live=False)], 10_000, NOW, MARGIN) is None
+    assert plan(used, [cover(ends_at=NOW)], 10_000, NOW, MARGIN) is None  # nobody has ended it
+    assert cover(ends_at=NOW).lives(NOW)
+    assert not cover(ends_at=NOW - PAY_S).lives(NOW)
     longer = plan(fresh, [cover(), cover(ends_at=NOW + 9000, wanted=1)], 10_000, NOW, MARGIN)
     assert (longer.add, longer.valid_until) == (0, NOW + 9000 + PAY_S + 2 * MARGIN)
     assert plan(channel(state="closing"), [cover()], 10_000, NOW, MARGIN).add == 600

@@ -237,6 +237,10 @@ class Cover(msgspec.Struct, frozen=True, kw_only=True):
     live: bool = True
     changed_at: int = 0
 
+    def lives(self, now: float) -> bool:
+        """Whether work and its bills may still come: agents may forget to end what ran out."""
+        return self.live and now < self.ends_at + PAY_S
+
 
 def full_use(pricing: LinearPricing, threads: int, seconds: float) -> int:
     """The price of one activity that uses every thread for so long. Counters of no known rate count for nothing."""
@@ -282,7 +286,7 @@ def plan(channel: Channel | None, covers: Sequence[Cover], budget: int, now: flo
     cover (or half of what is left, if that is less) when half of it is used; its term is moved before an agreement can
     outlive it.
     """
-    live = [cover for cover in covers if cover.live and cover.wanted]
+    live = [cover for cover in covers if cover.live and cover.wanted and now < cover.ends_at]
     if not live:
         return None
     end = max(cover.ends_at for cover in live)

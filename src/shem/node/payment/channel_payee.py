@@ -172,12 +172,12 @@ class Payee:
 
     def _has_cover(self, need: Cover) -> bool:
         way = way_of(need)
+        now, margin_s = self._shared.now(), self._shared.margin_s(need.platform)
         others = [
             cover
             for cover in self._store.live_covers("Provider", way)
-            if cover.agreement_id in self._admitted and cover.agreement_id != need.agreement_id
+            if cover.agreement_id in self._admitted and cover.agreement_id != need.agreement_id and cover.lives(now)
         ]
-        now, margin_s = self._shared.now(), self._shared.margin_s(need.platform)
         channels = self._store.of_way("Provider", way)
         return any(covers(channel, [*others, need], now, margin_s) for channel in channels)
 
@@ -230,7 +230,8 @@ class Payee:
                 raise WrongChannel("there is no such channel between us")
             way = way_of(channel)
             amount = units(message.amount)
-            live = bool(self._store.live_covers("Provider", way))
+            now = self._shared.now()
+            live = any(cover.lives(now) for cover in self._store.live_covers("Provider", way))
             open_bills = self._shared.unaccepted(way) or self._uninvoiced(way)
             channel = agree_to_close(channel, amount, live=live, unaccepted=open_bills)
             self._store.save(channel)

@@ -299,6 +299,9 @@ class Payer:
             return
         if any(r.channel_id == channel.channel_id for r in self._store.open_requests(*way)):
             return
+        if channel.channel_id in self._unseen:
+            self._start_look(channel, None)
+            return
         may_ask = self._ask_again.get(channel.channel_id, 0) <= now
         half_closed = channel.state == "closing" and channel.close_signature is None
         if now > channel.valid_until:
@@ -309,14 +312,14 @@ class Payer:
             self._start_look(channel, "settle")
 
     def _idle(self, channel: Channel) -> bool:
+        now = self._shared.now()
         allocations = self._books.store.active_allocations(channel.owner)
         way = way_of(channel)
         return may_close(
             channel,
-            live=bool(self._store.live_covers("Requestor", way)),
+            live=any(cover.lives(now) for cover in self._store.live_covers("Requestor", way)),
             unaccepted=self._shared.unaccepted(way) or self._shared.undelivered(way),
-            allocated=any(a.platform == channel.platform for a in allocations)
-            and self._shared.now() < self._rested_at(channel),
+            allocated=any(a.platform == channel.platform for a in allocations) and now < self._rested_at(channel),
         )
 
     def _rested_at(self, channel: Channel) -> float:
