@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import AsyncIterator
 from decimal import Decimal
@@ -214,3 +215,48 @@ async def test_the_rest_comes_back_after_the_term(world, alice, bob, wait, chain
     free = await alice.payments.books.drivers[PLATFORM].chain(PLATFORM).free(alice.id)
     assert free == 4 * TGLM // 10
     await bob.start()
+
+
+async def test_a_payer_with_an_older_database_signs_no_lower(world, alice, bob, wait, chain):
+    deal, allocation = await start_work(world, alice, bob, wait)
+    activity = world.deals.activity(deal)
+    note = await bob.bill_note(activity, "0.05")
+    alice.accept("debit-note", note, "0.05", allocation)
+    await wait(lambda: bob.state(note) == "ACCEPTED")
+    await alice.stop()
+    copy = alice.path.with_suffix(".copy")
+    shutil.copy(alice.path, copy)
+    alice.bootstrap = [bob]
+    await alice.start()
+    await wait(lambda: len(bob.network.connected()) == 1, "the network")
+    later = await bob.bill_note(activity, "0.25")
+    await wait(lambda: accepts(alice, later, "0.25", allocation), "her look at the chain")
+    await wait(lambda: bob.state(later) == "ACCEPTED")
+    await alice.stop()
+
+    store = bob.payments.channels.shared.store
+    before = channel(bob)
+    store.save(msgspec.structs.replace(before, valid_until=int(time.time())))
+    bob.payments.channels.changed()
+    await wait(lambda: channel(bob).claimed == TGLM // 4, "the redemption", 20)
+    for name in ("", "-wal", "-shm"):
+        alice.path.with_name(alice.path.name + name).unlink(missing_ok=True)
+    shutil.copy(copy, alice.path)
+    await alice.start()
+    await wait(lambda: channel(alice).claimed == TGLM // 4, "her look at the chain", 20)
+    assert channel(alice).signed == TGLM // 4
+    # What she forgot is not ordered again, and what comes is signed above it.
+    await wait(lambda: len(bob.network.connected()) == 1, "the network")
+    last = await bob.bill_note(activity, "0.3")
+    await wait(lambda: accepts(alice, last, "0.3", allocation))
+    assert channel(alice).signed >= TGLM // 4 + TGLM // 20
+    await wait(lambda: bob.state(last) == "ACCEPTED", "the voucher")
+
+
+def accepts(alice: Any, note: str, amount: str, allocation: str) -> bool:
+    """Her agent tries until it may."""
+    try:
+        alice.accept("debit-note", note, amount, allocation)
+    except MoneyShort:
+        return False
+    return True

@@ -213,8 +213,12 @@ class Payer:
         """Do what the rows ask for now."""
         now = self._shared.now()
         covers = self._store.live_covers("Requestor")
-        for way in dict.fromkeys(way_of(cover) for cover in covers):
-            self._reserve(way, [cover for cover in covers if way_of(cover) == way], now)
+        for way in dict.fromkeys(way_of(cover) for cover in covers if cover.platform in self._shared.chains):
+            try:
+                self._reserve(way, [cover for cover in covers if way_of(cover) == way], now)
+            except Refused as error:
+                log.error("nothing can be reserved for %s on %s: %s", way[1], way[2], error)
+                self._not_before[way] = now + RETRY_S
         for channel in self._store.live_channels():
             if channel.role == "Requestor" and channel.platform in self._shared.chains:
                 self._tend(channel, now)
