@@ -322,7 +322,7 @@ async def world_of(directory: Path, *names: str) -> AsyncIterator[World]:
 
 
 @asynccontextmanager
-async def channel_world_of(directory: Path, *more: str) -> AsyncIterator[World]:
+async def channel_world_of(directory: Path, *more: str, gather_s: float = 0.03) -> AsyncIterator[World]:
     """Alice, bob and whoever else, with money on a chain of their own that has a vault."""
     from shem.testing.devchain.node import DevChain  # dear to import: only these tests need a chain
 
@@ -335,7 +335,7 @@ async def channel_world_of(directory: Path, *more: str) -> AsyncIterator[World]:
             vault=places.VAULT_ADDRESS,
         )
         [network] = networks_from({"devnet": config})
-        quick = msgspec.structs.replace(network, poll_s=0.01, max_poll_s=0.05, gather_s=0.03)
+        quick = msgspec.structs.replace(network, poll_s=0.01, max_poll_s=0.05, gather_s=gather_s)
 
         def drivers(node: Node) -> list[PaymentDriver]:
             erc20 = EvmDriver(node.db, [quick], [node.identity])

@@ -260,3 +260,27 @@ def accepts(alice: Any, note: str, amount: str, allocation: str) -> bool:
     except MoneyShort:
         return False
     return True
+
+
+async def test_all_providers_are_paid_by_one_closing_transaction(open_channels, tmp_path, wait):
+    async with open_channels(tmp_path, gather_s=0.5) as world:
+        alice, chain = world.nodes["alice"], world.chain
+        providers = [world.nodes["bob"], await world.add("carol"), await world.add("dave")]
+        allocation = await alice.allocate("10", platform=PLATFORM)
+        deals = [agree(world, alice, provider) for provider in providers]
+        for provider, deal in zip(providers, deals, strict=True):
+            await provider.payments.admit(provider.id, deal)
+            world.deals.tell(deal, "Terminated")
+        invoices = [await provider.bill(deal, "0.1") for provider, deal in zip(providers, deals, strict=True)]
+        for invoice in invoices:
+            alice.accept("invoice", invoice, "0.1", allocation)
+        alice.payments.allocations.release(alice.id, allocation)
+        await wait(lambda: all(alice.state(i) == "SETTLED" for i in invoices), "the end", 20)
+        asked = alice.db.connection.execute(
+            "select kind, tx_hash from payment_channel_request order by created_at"
+        ).fetchall()
+        hashes = {kind: [tx for k, tx in asked if k == kind] for kind in ("reserve", "close", "settle")}
+        assert (len(hashes["reserve"]), len(hashes["close"]), len(hashes["settle"])) == (3, 3, 0)
+        assert len(set(hashes["close"])) == 1
+        for provider in providers[1:]:
+            assert tokens(chain, provider.id) == TGLM // 10  # without a coin for fees
