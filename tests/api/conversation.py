@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -128,6 +129,15 @@ class Conversation:
             sent = "" if body is ... else f" {body!r:.120}"
             self.wrong.append(f"[{who}] {method} {path}{sent}: {said}; it was {answer}")
         return answer.json if answer.body and answer.content_type.endswith("json") else None
+
+    async def until(self, who: str, path: str, holds: Callable[[Answer], bool], within_s: float = 30.0) -> Answer:
+        """Look again and again, until the answer is as wanted: for what nobody is told of."""
+        async with asyncio.timeout(within_s):
+            while True:
+                answer = await self.network.ask(self.side(who), "GET", path)
+                if holds(answer):
+                    return answer
+                await asyncio.sleep(0.02)
 
     def either(self, name: str, ours: Any, original: Any) -> Any:
         """What is expected where the listed difference ``name`` is not one of statuses."""

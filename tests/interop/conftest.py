@@ -9,7 +9,9 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from shem.runtimes.images.gvmi import gvmi_available
 from shem.testing.devnet import Devnet
+from shem.testing.small_image import make_small_gvmi
 from tests.interop.registry import Image, Registry
 from tests.interop.support import Books, Clients
 
@@ -19,9 +21,6 @@ VOLUMES = ("/golem/work", "/golem/input", "/golem/output", "/golem/resource")
 @pytest.fixture(scope="session")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
     """A small GVMI: busybox, with the volumes that Golem's images have."""
-    from shem.runtimes.images.gvmi import gvmi_available
-    from shem.testing.small_image import make_small_gvmi
-
     if reason := gvmi_available():
         pytest.skip(f"GVMI images cannot be read here: {reason}")
     path = tmp_path_factory.mktemp("gvmi") / "small.gvmi"

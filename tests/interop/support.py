@@ -37,6 +37,15 @@ MARK = "SHEM_INTEROP_RUN"
 OUTPUT_LIMIT = 4_000_000
 TAIL = 6000
 SETTLE_S = 60.0
+KILL_ROUNDS = 20
+
+
+def needs(name: str) -> pytest.MarkDecorator:
+    """A mark for tests with a client, which are skipped before a network is started for them."""
+    missing = not (ENVIRONMENTS / name / ".ready").exists()
+    return pytest.mark.skipif(
+        missing, reason=f"{name} is not installed below {ENVIRONMENTS.name}/ (tools/interop.sh does it)"
+    )
 
 
 def client_of(name: str) -> Path:
@@ -148,9 +157,13 @@ class Program:
         """It, its group, and all that carry its name."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        for pid in marked(self.mark):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        for _ in range(KILL_ROUNDS):  # one may have started another while we looked
+            alive = marked(self.mark)
+            for pid in alive:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if not alive:
+                break
 
 
 def marked(mark: str) -> list[int]:

@@ -8,9 +8,14 @@ import pytest
 
 from shem.testing.devnet import Devnet
 from tests.interop.registry import Registry
-from tests.interop.support import Books, Clients
+from tests.interop.support import Books, Clients, needs
 
-pytestmark = [pytest.mark.interop, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+pytestmark = [
+    needs("golem-core"),
+    pytest.mark.interop,
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.timeout(300),
+]
 
 CLIENT = "golem-core"
 
@@ -131,6 +136,14 @@ async def test_debit_notes_come_at_the_negotiated_interval_and_are_paid(clients:
     assert len(await books.settled()) == 1
     paid = [n for n in await books.debit_notes() if n["status"] == "SETTLED" and "paymentDueDate" in n]
     assert paid, "no note was paid while the work went on"
+
+
+async def test_terms_of_long_agreements_are_negotiated_in_turns(clients: Clients, books: Books) -> None:
+    told = (await clients.run_python(CLIENT, "golem_core/negotiate.py")).result
+    assert told["offered"] == told["demanded"] == {"interval": 180, "payment": 12 * 3600}
+    assert told["counters"] >= 2
+    assert told["said"] == "done\n"
+    assert len(await books.settled()) == 1
 
 
 async def test_a_networks_address_book(clients: Clients, books: Books) -> None:

@@ -316,13 +316,25 @@ async def test_the_images_own_program(clients: Clients, books: Books, registry: 
 
 
 async def test_a_networks_address_book(clients: Clients, books: Books, net: Devnet) -> None:
-    told = (await clients.run_node("golem_js/network.mjs")).result
     me = net.requestor.node_id
+    members = [provider.node_id for provider in net.providers[:2]]
+    program = await clients.start_node("golem_js/network.mjs", *members)
+    network = (await program.line("filled ")).split()[1]
+    nodes = await books.get(f"/net-api/v1/net/{network}/nodes")
+    program.interrupt()
+    told = (await program.finish()).result
+    book = {
+        "192.168.7.1": me,
+        "192.168.7.2": members[0],
+        "192.168.7.3": members[1],
+        "192.168.7.77": "0x" + "ab" * 20,
+    }
     assert (told["made"]["nodes"], told["made"]["mask"]) == ({"192.168.7.1": me}, "255.255.255.0")
-    assert sorted(ip for ip, _ in told["ips"]) == ["192.168.7.2", "192.168.7.3"]
-    assert all(f"/net/{told['made']['id']}/tcp/{ip}/80" in url for ip, url in told["ips"])
-    assert sorted(told["filled"]["nodes"]) == ["192.168.7.1", "192.168.7.2", "192.168.7.3"]
+    assert told["filled"]["nodes"] == book
+    assert {node["ip"]: node["id"] for node in nodes} == book
+    assert told["uri"].endswith(f"/net/{network}/tcp/192.168.7.77/80")
+    assert (told["twice"]["name"], told["after"]["name"]) == ("GolemNetworkError", "GolemNetworkError")
     assert told["emptied"]["nodes"] == {"192.168.7.1": me}
     assert told["removed"]
     assert await books.get("/net-api/v1/net") == []
-    assert len(await books.settled()) == 2
+    assert await books.settled() == []

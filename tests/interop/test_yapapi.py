@@ -9,9 +9,9 @@ import pytest
 
 from shem.testing.devnet import Devnet
 from tests.interop.registry import Registry
-from tests.interop.support import Books, Clients
+from tests.interop.support import Books, Clients, needs
 
-pytestmark = [pytest.mark.interop, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+pytestmark = [needs("yapapi"), pytest.mark.interop, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 
 
 async def test_offers_are_listed(net: Devnet, clients: Clients, books: Books) -> None:
@@ -202,6 +202,15 @@ async def test_an_image_from_the_programs_own_disk(clients: Clients, books: Book
     told = (await clients.run_python("yapapi", "yapapi/own_image.py")).result
     assert told == {"results": ["root:x:0:0:root:/:/bin/sh\n"], "scheme": "gftp"}
     assert registry.asked == []
+    assert len(await books.settled()) == 1
+
+
+async def test_progress_of_deploys_and_transfers(clients: Clients, books: Books) -> None:
+    told = (await clients.run_python("yapapi", "yapapi/progress.py")).result
+    assert set(told) == {"Deploy", "SendFile", "DownloadFileFromInternet", "DownloadFile"}
+    for kind in ("SendFile", "DownloadFile"):
+        assert told[kind][-1] == [5_000_000, 5_000_000], told[kind]
+        assert told[kind] == sorted(told[kind])
     assert len(await books.settled()) == 1
 
 

@@ -27,6 +27,7 @@ from shem.sdk import Golem, Rental, events
 from shem.testing.devnet import Devnet, DevNode
 from shem.testing.small_image import make_small_image
 from tools.bench.bare import bare_exec
+from tools.bench.beside import beside
 
 HIRES = 20
 RUNS = 200
@@ -34,10 +35,11 @@ FILE_MIB = 256
 
 
 async def main() -> None:
-    """Measure all, or what ``--only`` names."""
+    """Measure all, or with ``--beside`` only what is compared with the original daemon."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("bench.json"))
     parser.add_argument("--driver", default="auto")
+    parser.add_argument("--beside", action="store_true", help="only the market, beside the original daemon's")
     options = parser.parse_args()
     results: dict[str, Any] = {
         "machine": {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()},
@@ -46,18 +48,26 @@ async def main() -> None:
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="shem-bench-") as scratch:
         root = Path(scratch)
-        image = make_small_image(root / "image")
-        results["start"] = await starting(root)
-        async with Devnet(root / "net", driver=options.driver) as net:
-            for name, measure in (("hire", hiring), ("runs", running), ("transfer", transfer)):
-                console.print(f"measuring {name} …")
-                results[name] = await measure(net, image, root)
-        results["bare"] = await asyncio.to_thread(bare_exec, root, image, RUNS)
+        if not options.beside:
+            await alone(results, root, options.driver, console)
+        console.print("measuring beside the original daemon …")
+        results["beside the original"] = await beside(root)
+    options.out.write_text(json.dumps(results, indent=2) + "\n")
+    show(results, Console())
+
+
+async def alone(results: dict[str, Any], root: Path, driver: str, console: Console) -> None:
+    """What needs nobody to compare with; added to ``results``."""
+    image = make_small_image(root / "image")
+    results["start"] = await starting(root)
+    async with Devnet(root / "net", driver=driver) as net:
+        for name, measure in (("hire", hiring), ("runs", running), ("transfer", transfer)):
+            console.print(f"measuring {name} …")
+            results[name] = await measure(net, image, root)
+    results["bare"] = await asyncio.to_thread(bare_exec, root, image, RUNS)
     best = max((v for v in results["bare"].values() if isinstance(v, float)), default=None)
     if best:
         results["runs"]["one_container_vs_best_bare_exec"] = round(results["runs"]["one_container_per_s"] / best, 2)
-    options.out.write_text(json.dumps(results, indent=2) + "\n")
-    show(results, Console())
 
 
 async def starting(root: Path) -> dict[str, float]:
@@ -173,6 +183,12 @@ async def _timed(work: Callable[[], Awaitable[Any]]) -> float:
     return time.perf_counter() - begun
 
 
+def _shown(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    return f"{value['ours']:g} (the original {value['original']:g}: {value['times_better']:g} times better)"
+
+
 def show(results: dict[str, Any], console: Console) -> None:
     """The table."""
     table = Table(title="Shem on this machine", title_justify="left")
@@ -180,7 +196,7 @@ def show(results: dict[str, Any], console: Console) -> None:
     table.add_column("measured", justify="right")
     for group, values in results.items():
         for name, value in values.items() if isinstance(values, dict) else ((group, values),):
-            table.add_row(f"{group}: {name}" if isinstance(values, dict) else group, str(value))
+            table.add_row(f"{group}: {name}" if isinstance(values, dict) else group, _shown(value))
     console.print(table)
 
 

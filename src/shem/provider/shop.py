@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -36,6 +37,9 @@ _LAST_RETRY_S = 10.0
 _HOLD_S = 2.0
 """How long an answer may wait for the capacity of an agreement that is ending just now."""
 _APPROVE_S = 10.0
+_DRAFT_S = 3.0
+"""A requestor that takes our counter does so within this; until then its offer stays."""
+_RENEW_WITHIN_S = 10.0
 _NO_CAPACITY = "no_capacity"
 
 
@@ -83,6 +87,8 @@ class Shop:
         self._all_published = asyncio.Event()
         self._room = asyncio.Event()
         self._turned_away = False
+        self._drafts: dict[str, deque[float]] = {}
+        """Requestor → when it got a counter that it has not taken yet."""
         self._open = False
 
     @property
@@ -160,10 +166,32 @@ class Shop:
             pause = min(_LAST_RETRY_S, pause * 2)
 
     async def _renew(self) -> None:
-        """Take every offer back; its loop publishes it anew."""
+        """Take every offer back; its loop publishes it anew. Not from under somebody who has just been given a counter."""
+        began = self._clock.monotonic()
+        while (pause := min(self._draft_until(), began + _RENEW_WITHIN_S) - self._clock.monotonic()) > 0:
+            await self._clock.sleep(pause)
+        if len(self._capacity.held) >= self._capacity.plan.slots:
+            self._turned_away = True  # taken meanwhile; when it comes back, everybody is told
+            return
         taken_back, self._published = list(self._published.values()), {}
         for offer_id in taken_back:
             await self._withdraw(offer_id)
+
+    def _draft_until(self) -> float:
+        """When the youngest counter that was not taken is no longer fresh."""
+        return max((given[-1] + _DRAFT_S for given in self._drafts.values()), default=0.0)
+
+    def _note_draft(self, requestor_id: str) -> None:
+        now = self._clock.monotonic()
+        self._drafts = {who: given for who, given in self._drafts.items() if given[-1] + _DRAFT_S > now}
+        self._drafts.setdefault(requestor_id, deque(maxlen=MAX_ANSWERING)).append(now)
+
+    def _take_draft(self, requestor_id: str) -> None:
+        given = self._drafts.get(requestor_id)
+        if given:
+            given.popleft()
+            if not given:
+                del self._drafts[requestor_id]
 
     async def _withdraw_strays(self) -> None:
         """Offers that were published although the answer was lost: nobody would read their events."""
@@ -211,6 +239,7 @@ class Shop:
             await self._market.reject_offer_proposal(offer_id, proposal.proposal_id, answer.as_reason())
             return
         constraints = build_constraints(self._rules.subnet, self._clock.now())
+        self._note_draft(proposal.issuer_id)
         await self._market.counter_as_provider(offer_id, proposal.proposal_id, answer.properties, constraints)
 
     async def _wait_for_room(self) -> bool:
@@ -226,6 +255,7 @@ class Shop:
         return True
 
     async def _answer_agreement(self, offer: Offer, agreement: Agreement) -> None:
+        self._take_draft(agreement.demand.requestor_id)
         request = self._request(offer, agreement.demand.properties, agreement.demand.constraints)
         answer = review(request, agreement.offer.properties)
         if isinstance(answer, Rejection) and answer.code == _NO_CAPACITY and await self._wait_for_room():

@@ -26,6 +26,8 @@ MAX_BYTES = 256 << 10
 """Names and values together, counted roughly as they are sent. Payload manifests are the large ones."""
 _MAX_INT = (1 << 64) - 1
 _MIN_INT = -(1 << 63)
+_PLAIN = frozenset({str, int, float, bool, type(None), list})
+"""What nearly all values are. Offers are checked by the thousand, and to ask whether something is a ``Mapping`` is slow."""
 
 
 class BadProperties(Refused):
@@ -52,7 +54,7 @@ def check_flat(properties: Mapping[str, Any]) -> None:
         raise BadProperties(f"more than {MAX_COUNT} properties")
     for name, value in properties.items():
         _check_name(name)
-        if isinstance(value, Mapping):
+        if type(value) not in _PLAIN and isinstance(value, Mapping):
             raise BadProperties(f"the property {name[:80]!r} is an object: send flat names")
     _check_size(properties)
 
@@ -79,8 +81,8 @@ def _flatten_into(flat: dict[str, Any], prefix: str, value: Mapping[str, Any], d
     for key, item in value.items():
         if not isinstance(key, str):
             raise BadProperties(f"a property name is not text: {str(key)[:80]!r}")
-        name = _join(prefix, key)
-        if isinstance(item, Mapping):
+        name = _join(prefix, key) if prefix or TAG in key else key
+        if type(item) not in _PLAIN and isinstance(item, Mapping):
             _flatten_into(flat, name, item, depth + 1)
             continue
         _check_name(name)
@@ -106,7 +108,10 @@ def _check_name(name: str) -> None:
 def _check_size(flat: Mapping[str, Any]) -> None:
     left = MAX_BYTES
     for name, value in flat.items():
-        left -= len(name) + _size(name, value, left, 0)
+        if type(value) is str and value.isascii():
+            left -= len(name) + len(value) + 2
+        else:
+            left -= len(name) + _size(name, value, left, 0)
         if left < 0:
             raise BadProperties(f"the properties take more than {MAX_BYTES} bytes")
 

@@ -22,6 +22,8 @@ from golem.payload import RepositoryVmPayload
 from golem.resources import Activity, Agreement, Allocation, Deploy, Invoice, NewDebitNote, NewInvoice, Proposal, Start
 from golem.resources.proposal.exceptions import ProposalRejected
 
+LIFETIME = timedelta(minutes=30)
+
 
 def payload() -> RepositoryVmPayload:
     """The network's image, from where the network's registry has it."""
@@ -31,10 +33,17 @@ def payload() -> RepositoryVmPayload:
 class Managers:
     """The chain of managers that the documentation begins with, up to agreements."""
 
-    def __init__(self, golem: GolemNode, budget: float = 1.0, plugins: Any = None, what: Any = None) -> None:
+    def __init__(
+        self,
+        golem: GolemNode,
+        budget: float = 1.0,
+        plugins: Any = None,
+        what: Any = None,
+        lifetime: timedelta = LIFETIME,
+    ) -> None:
         self.payment = DefaultPaymentManager(golem, budget=budget)
         self.demand = RefreshingDemandManager(
-            golem, self.payment.get_allocation, [what or payload()], demand_lifetime=timedelta(minutes=30)
+            golem, self.payment.get_allocation, [what or payload()], demand_lifetime=lifetime
         )
         chosen = plugins or [NegotiatingPlugin(proposal_negotiators=(PaymentPlatformNegotiator(),))]
         self.proposal = DefaultProposalManager(golem, self.demand.get_initial_proposal, plugins=chosen)

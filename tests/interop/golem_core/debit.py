@@ -35,7 +35,7 @@ async def main():
             while len([n for n in notes if n.data and n.data.status != "RECEIVED"]) < NOTES:
                 for note in notes:
                     await note.get_data(force=True)
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.2)  # the manager accepts notes and tells nobody
         properties = (await agreement.get_data()).offer.properties
         await activity.destroy()
         await batch.wait(ignore_errors=True)

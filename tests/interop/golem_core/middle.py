@@ -8,8 +8,8 @@ from golem.resources import BatchError, BatchTimeoutError, Run
 
 
 async def end_of(activity):
-    while (state := (await activity.get_state()).state[0]) != "Terminated":  # noqa: ASYNC110 - nothing tells
-        await asyncio.sleep(0.1)
+    while (state := (await activity.get_state()).state[0]) != "Terminated":  # noqa: ASYNC110
+        await asyncio.sleep(0.1)  # the client is told of no states
     return state
 
 

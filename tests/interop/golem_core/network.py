@@ -10,10 +10,12 @@ async def main():
         first = await network.create_node("0x" + "1" * 40)
         second = await network.create_node("0x" + "2" * 40, "192.168.8.9")
         await network.refresh_nodes()
-        listed = [other.id for other in await golem.networks()]
+        async with GolemNode() as other:
+            listed = [known.id for known in await other.networks()]
         args = network.deploy_args(second)
         await network.remove()
-        left = [other.id for other in await golem.networks()]
+        async with GolemNode() as other:
+            left = [known.id for known in await other.networks()]
     return {
         "address": network.network_address,
         "first": first,

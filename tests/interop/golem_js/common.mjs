@@ -1,5 +1,10 @@
 // What the programs here share: an order, a session that always ends, and the line that the test reads.
+import { createRequire } from "node:module";
+
 import { GolemNetwork } from "@golem-sdk/golem-js";
+
+/** The package as CommonJS programs get it: only this form of it can receive data (the other loses its hash function). */
+export const { GolemNetwork: ReceivingGolemNetwork } = createRequire(import.meta.url)("@golem-sdk/golem-js");
 
 /** An order for our small image; `workload` and `rest` change it. */
 export function order(workload = {}, rest = {}) {
@@ -22,8 +27,8 @@ export function tell(result) {
 }
 
 /** Connect, work, disconnect whatever happens, and then tell what the work returned. */
-export async function session(work, options = {}) {
-  const glm = new GolemNetwork(options);
+export async function session(work, options = {}, Network = GolemNetwork) {
+  const glm = new Network(options);
   let result;
   try {
     await glm.connect();

@@ -3,7 +3,7 @@ import { createHash, randomBytes } from "node:crypto";
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 
-import { order, session } from "./common.mjs";
+import { ReceivingGolemNetwork, order, session } from "./common.mjs";
 
 const [way, place] = process.argv.slice(2);
 const hash = (bytes) => createHash("sha256").update(bytes).digest("hex");
@@ -46,11 +46,12 @@ await session(
       const back = await exe.downloadData("/golem/work/data");
       answers.data.back = hash(Buffer.from(back.data)) === hash(data);
       answers.json.back = (await exe.downloadJson("/golem/work/data.json")).data;
-      const results = await Promise.all([1, 2, 3].map((n) => exe.uploadData(Buffer.from(`${n}`), `/golem/work/${n}`)));
+      const results = await Promise.all([1, 2, 3].map((n) => exe.uploadData(new TextEncoder().encode(`${n}`), `/golem/work/${n}`)));
       answers.atOnce = [results.map((r) => r.result), (await exe.run("cat /golem/work/1 /golem/work/2 /golem/work/3")).stdout];
     }
     await rental.stopAndFinalize();
     return answers;
   },
   { dataTransferProtocol: way },
+  ReceivingGolemNetwork,
 );

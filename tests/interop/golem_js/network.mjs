@@ -1,22 +1,24 @@
-// A network's address book: made, filled by rentals, emptied, removed.
-import { order, session } from "./common.mjs";
+// A network's address book: made, filled, emptied, removed. Arguments: ids of nodes to put into it.
+import { failure, session } from "./common.mjs";
+
+const members = process.argv.slice(2);
 
 await session(async (glm) => {
   const network = await glm.createNetwork({ ip: "192.168.7.0/24" });
   const made = network.getNetworkInfo();
-  const pool = await glm.manyOf({ poolSize: { min: 2, max: 2 }, order: order({}, { network }) });
-  const ips = await Promise.all(
-    [0, 1].map(() =>
-      pool.withRental(async (rental) => {
-        const exe = await rental.getExeUnit();
-        await exe.run("sleep 1");
-        return [exe.getIp(), exe.getWebsocketUri(80)];
-      }),
-    ),
-  );
+  const nodes = [];
+  for (const id of members) nodes.push(await glm.network.createNetworkNode(network, id));
+  const chosen = await glm.network.createNetworkNode(network, "0x" + "ab".repeat(20), "192.168.7.77");
   const filled = network.getNetworkInfo();
-  await pool.drainAndClear();
+  const told = new Promise((resolve) => process.once("SIGINT", resolve));
+  const alive = setInterval(() => {}, 1000);
+  console.log(`filled ${network.id}`);
+  await told;
+  clearInterval(alive);
+  const twice = await failure(glm.network.createNetworkNode(network, members[0]));
+  for (const node of [...nodes, chosen]) await glm.network.removeNetworkNode(network, node);
   const emptied = network.getNetworkInfo();
   await glm.destroyNetwork(network);
-  return { made, ips, filled, emptied, removed: network.isRemoved() };
+  const after = await failure(glm.network.createNetworkNode(network, members[0]));
+  return { made, filled, uri: chosen.getWebsocketUri(80), twice, emptied, removed: network.isRemoved(), after };
 });

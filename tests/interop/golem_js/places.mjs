@@ -1,5 +1,5 @@
 // Volumes of the user's size, variables for a command, limits on what is kept of its output.
-import { order, session } from "./common.mjs";
+import { ReceivingGolemNetwork, order, session } from "./common.mjs";
 
 await session(async (glm) => {
   const rental = await glm.oneOf({
@@ -8,7 +8,7 @@ await session(async (glm) => {
   });
   const exe = await rental.getExeUnit();
   const written = await exe.run("echo kept > /results/file; cat /results/file; ls -d /data/other /golem/work");
-  const sent = await exe.uploadData(Buffer.from("sent"), "/data/other/sent");
+  const sent = await exe.uploadData(new TextEncoder().encode("sent"), "/data/other/sent");
   const read = await exe.downloadData("/data/other/sent");
   const capture = (part) => ({ stdout: { atEnd: { ...part, format: "string" } } });
   const text = "printf 0123456789";
@@ -16,7 +16,7 @@ await session(async (glm) => {
   const tail = await exe.run(text, { capture: capture({ tail: 3 }) });
   const binary = await exe.run("printf '\\001\\377'", { capture: { stdout: { atEnd: { format: "binary" } } } });
   const raw = await exe.run("printf '\\001\\377'");
-  const env = await exe.run("echo [$GREETING]", { env: { GREETING: "hi there" } });
+  const env = await exe.run("echo [$COLOUR]", { env: { COLOUR: "blue" } });
   await rental.stopAndFinalize();
   const bytes = (value) => (typeof value === "string" ? value : Array.from(new Uint8Array(value)));
   return {
@@ -28,4 +28,4 @@ await session(async (glm) => {
     raw: bytes(raw.stdout),
     env: env.stdout,
   };
-});
+}, {}, ReceivingGolemNetwork);

@@ -43,8 +43,8 @@ async def image() -> Any:
 
 async def until(condition: Callable[[], Any]) -> None:
     """Look until it holds; the test has the deadline."""
-    while not condition():  # noqa: ASYNC110 - services of yapapi tell nobody of their states
-        await asyncio.sleep(0.1)
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0.1)  # services of yapapi tell nobody of their states
 
 
 def run(main: Coroutine[Any, Any, Any]) -> None:

@@ -29,7 +29,7 @@ async def worker(context, tasks):
 async def main():
     record = Record()
     async with Golem(budget=1, event_consumer=record) as golem:
-        tasks = golem.execute_tasks(worker, [Task(data=None)], await image(), max_workers=1, timeout=TIMEOUT)
+        tasks = golem.execute_tasks(worker, [Task(data=None)], await image(), timeout=TIMEOUT)
         results = [task.result async for task in tasks]
     return {"results": results, "failed": FAILED, "agreements": len(record.of("AgreementConfirmed"))}
 

@@ -14,14 +14,14 @@ async def main():
             saved = network.serialize()
             again = await golem.resume_network(saved)
             await network.remove_node("0x" + "1" * 40)
-            args = second.get_deploy_args()
+            args, uri = second.get_deploy_args(), second.get_websocket_uri(22)
     return {
         "owner": network.owner_ip,
         "first": first.ip,
         "second": second.ip,
         "same": again.network_id == saved["_network_id"],
         "args": args["net"][0],
-        "uri": second.get_websocket_uri(22),
+        "uri": uri,
     }
 
 

@@ -25,7 +25,7 @@ async def worker(context, tasks):
 async def main():
     record = Record()
     async with Golem(budget=1, event_consumer=record) as golem:
-        tasks = golem.execute_tasks(worker, [Task(data=None)], await image(), max_workers=1, timeout=TIMEOUT)
+        tasks = golem.execute_tasks(worker, [Task(data=None)], await image(), timeout=TIMEOUT)
         results = [task.result async for task in tasks]
     reasons = [event.reason for event in record.of("AgreementTerminated")]
     return {"results": results, "tried": len(TRIED), "reasons": reasons}

@@ -178,3 +178,22 @@ async def test_modest_demands_share_a_machine_that_a_large_one_takes_whole(world
             await requestor.end(whole)
         for rental in (*rentals, whole):
             assert (await requestor.invoice(rental.agreement_id)).amount == "0"
+
+
+async def test_who_holds_a_fresh_draft_can_take_it_when_room_comes_back(world: World) -> None:
+    requestor = world.requestor
+    package = "hash:sha3:" + "ab" * 28 + ":http://127.0.0.1:9/none.gvmi"
+    demand = partial(GolemDemand, requestor, package)
+    async with world.agent(runtimes=("vm",), limits=ONE), demand() as quick, demand() as slow, demand() as late:
+        drafts = [await quick.draft(), await slow.draft()]
+        rental = await requestor.agree(drafts[0].proposal.proposal_id)
+        refusal = await late.counter(await late.initial())
+        assert isinstance(refusal, ProposalRejectedEvent)
+        await requestor.end(rental)
+        await requestor.invoice(rental.agreement_id)
+        second = await requestor.agree(drafts[1].proposal.proposal_id)
+        await requestor.end(second)
+        third = await late.rent()
+        await requestor.end(third)
+        for done in (second, third):
+            assert (await requestor.invoice(done.agreement_id)).amount == "0"

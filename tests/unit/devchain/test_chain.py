@@ -35,7 +35,7 @@ def test_who_it_is(call: Any) -> None:
 def test_genesis_places_the_contracts(call: Any) -> None:
     assert len(call("eth_getCode", places.TOKEN_ADDRESS, "earliest")) > 500
     assert len(call("eth_getCode", places.MULTI_TRANSFER_ADDRESS, "earliest")) > 500
-    assert call("eth_getCode", places.VAULT_ADDRESS, "latest") == "0x"
+    assert len(call("eth_getCode", places.VAULT_ADDRESS, "earliest")) > 500
     supply = call("eth_call", {"to": places.TOKEN_ADDRESS, "data": "0x18160ddd"}, "earliest")
     assert int(supply, 16) == places.FAUCET_TOKENS
     held = call("eth_call", {"to": places.TOKEN_ADDRESS, "data": f"0x70a08231{faucet_address()[2:]:0>64}"}, "earliest")

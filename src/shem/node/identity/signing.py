@@ -11,6 +11,8 @@ on chain takes it. Any other encoding of the same signature is refused, so that 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import coincurve
 from Crypto.Hash import keccak
 
@@ -53,7 +55,13 @@ _DOCUMENTS = domain_separator("Shem document", "1")
 
 def document_digest(purpose: str, payload: bytes) -> bytes:
     """The 32 bytes that are signed for ``payload`` used as ``purpose`` (``"market.agreement"``, say)."""
-    return typed_digest(_DOCUMENTS, _DOCUMENT_TYPE + keccak256(purpose.encode()) + keccak256(payload))
+    return typed_digest(_DOCUMENTS, _DOCUMENT_TYPE + _purpose_hash(purpose) + keccak256(payload))
+
+
+@lru_cache(maxsize=64)
+def _purpose_hash(purpose: str) -> bytes:
+    """There are a handful of purposes, and a signature for every message."""
+    return keccak256(purpose.encode())
 
 
 def address_of(public_key: coincurve.PublicKey) -> NodeId:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from shem.node.db import Database
+from shem.node.market import documents
 from shem.node.market.lifecycle import OPEN, Agreement, AgreementState, Proposal, Role, Subscription
 
 SCHEMA = [
@@ -52,7 +53,18 @@ SCHEMA = [
         message_id text not null unique, payload blob not null, expires_us integer not null
     );
     create index market_outbox_peer on market_outbox (peer, topic, seq);
+    """,
+    # rows at the end of a table instead of in the order of their random ids, and no index that nobody asks: each new offer
+    # touches half of the pages
     """
+    create table market_subscription_2 (
+        subscription_id text primary key, owner text not null, kind text not null, state text not null,
+        changed_us integer not null, data blob not null
+    );
+    insert into market_subscription_2 select * from market_subscription;
+    drop table market_subscription;
+    alter table market_subscription_2 rename to market_subscription;
+    """,
 ]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -111,7 +123,7 @@ class Store:
         self.db = db
         self._sql = db.connection
         self._encode = msgspec.msgpack.Encoder().encode
-        self._subscription = msgspec.msgpack.Decoder(Subscription).decode
+        self._bare_subscription = msgspec.msgpack.Decoder(Subscription).decode
         self._proposal = msgspec.msgpack.Decoder(Proposal).decode
         self._agreement = msgspec.msgpack.Decoder(Agreement).decode
         self._event = msgspec.msgpack.Decoder(Event).decode
@@ -120,10 +132,19 @@ class Store:
     # subscriptions
 
     def put_subscription(self, value: Subscription, now: datetime) -> None:
+        if value.body:  # it says the same: a row need not hold it twice
+            value = msgspec.structs.replace(value, properties={}, constraints="")
         self._sql.execute(
             "insert or replace into market_subscription values (?, ?, ?, ?, ?, ?)",
             (value.subscription_id, value.owner, value.kind, value.state, to_us(now), self._encode(value)),
         )
+
+    def _subscription(self, data: bytes) -> Subscription:
+        value = self._bare_subscription(data)
+        if not value.body:
+            return value
+        body = documents.decode(value.body, documents.SubscriptionBody)
+        return msgspec.structs.replace(value, properties=body.properties, constraints=body.constraints)
 
     def subscription(self, subscription_id: str) -> Subscription | None:
         row = self._sql.execute(

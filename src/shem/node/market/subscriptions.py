@@ -50,6 +50,8 @@ class Subscriptions:
         self._core = core
         self._timers = timers
         self._live: dict[str, Subscription] = {}
+        self._owned: dict[tuple[str, Kind], dict[str, None]] = {}
+        """Ids of the live ones by owner and kind, oldest first."""
         self.on_demand: list[Callable[[Subscription], None]] = []
         """Called for every new demand."""
 
@@ -65,7 +67,7 @@ class Subscriptions:
     def farewell(self) -> list[SignedOffer]:
         """Withdrawals of all live offers, for the peers; the offers come back with :meth:`start`."""
         offers = [s for s in self._live.values() if s.kind == "offer"]
-        return [self._statement(self._next_statement(s), withdrawn=True) for s in offers]
+        return [self._statement(self._next_statement(s), withdrawn=True)[1] for s in offers]
 
     def create(self, owner: str, kind: Kind, properties: documents.Properties, constraints: str) -> str:
         """Publish; the id. A constraint that does not parse is accepted and never matches."""
@@ -74,7 +76,7 @@ class Subscriptions:
         flat = flatten(properties)
         if len(constraints) > MAX_CONSTRAINT_CHARS:
             raise OfferTooLarge(f"the constraints may have {MAX_CONSTRAINT_CHARS} characters")
-        if len(self.of(owner, kind)) >= core.config.max_subscriptions:
+        if len(self._owned.get((owner, kind), ())) >= core.config.max_subscriptions:
             raise TooManySubscriptions(
                 f"you have {core.config.max_subscriptions} live {kind}s",
                 hint="unsubscribe those you do not need, or raise max_offers_each",
@@ -100,7 +102,7 @@ class Subscriptions:
         )
         with core.db.transaction():
             core.store.put_subscription(subscription, now)
-        self._begin(subscription)
+        self._begin(subscription, body)
         return subscription.subscription_id
 
     def end(self, owner: str, kind: Kind, subscription_id: str) -> None:
@@ -115,7 +117,7 @@ class Subscriptions:
 
     def of(self, owner: str, kind: Kind) -> list[Subscription]:
         """Live ones of one identity, oldest first."""
-        return [s for s in self._live.values() if s.owner == owner and s.kind == kind]
+        return [self._live[subscription_id] for subscription_id in self._owned.get((owner, kind), ())]
 
     def demands(self) -> list[Subscription]:
         """Live demands of all identities of this node."""
@@ -195,11 +197,12 @@ class Subscriptions:
         ended = self._core.store.subscription(subscription_id)
         return ended is not None and (ended.owner, ended.kind, ended.state) == (owner, "offer", "unsubscribed")
 
-    def _begin(self, subscription: Subscription) -> None:
+    def _begin(self, subscription: Subscription, body: SubscriptionBody | None = None) -> None:
         self._live[subscription.subscription_id] = subscription
+        self._owned.setdefault((subscription.owner, subscription.kind), {})[subscription.subscription_id] = None
         self._arm(subscription)
         if subscription.kind == "offer":
-            self._publish(subscription)
+            self._publish(subscription, body or documents.decode(subscription.body, SubscriptionBody))
             return
         interest = Interest(
             subscription.subscription_id,
@@ -228,7 +231,7 @@ class Subscriptions:
         self._live[subscription.subscription_id] = subscription
         self._arm(subscription)
         if subscription.kind == "offer":
-            self._publish(subscription)
+            self._publish(subscription, None)
 
     def _expire(self, subscription_id: str) -> None:
         subscription = self._live.get(subscription_id)
@@ -236,18 +239,22 @@ class Subscriptions:
             self._finish(subscription, "expired")
 
     def _finish(self, subscription: Subscription, state: SubscriptionState) -> None:
-        subscription_id = subscription.subscription_id
+        core, subscription_id = self._core, subscription.subscription_id
         del self._live[subscription_id]
+        owned = self._owned[subscription.owner, subscription.kind]
+        del owned[subscription_id]
+        if not owned:
+            del self._owned[subscription.owner, subscription.kind]
         self._timers.cancel(("subscription", subscription_id))
         if subscription.kind == "offer":
-            subscription = self._next_statement(subscription)
-            signed = self._statement(subscription, withdrawn=True)
-            statement = documents.decode(signed.statement, Statement)
-            self._core.book.publish(subscription_id, None, statement, signed, None)
-        else:
-            self._core.book.unwatch(subscription_id)
+            subscription = msgspec.structs.replace(subscription, sequence=subscription.sequence + 1)
         self._store_end(subscription, state)
-        self._core.pulses.beat(subscription_id)
+        if subscription.kind == "offer":
+            statement, signed = self._statement(subscription, withdrawn=True)
+            core.book.publish(subscription_id, None, statement, signed, None)
+        else:
+            core.book.unwatch(subscription_id)
+        core.pulses.beat(subscription_id)
 
     def _store_end(self, subscription: Subscription, state: SubscriptionState) -> None:
         core = self._core
@@ -262,13 +269,12 @@ class Subscriptions:
         self._core.store.put_subscription(subscription, self._core.now())
         return subscription
 
-    def _publish(self, subscription: Subscription) -> None:
-        signed = self._statement(subscription, withdrawn=False)
-        body = documents.decode(subscription.body, SubscriptionBody)
-        statement = documents.decode(signed.statement, Statement)
+    def _publish(self, subscription: Subscription, body: SubscriptionBody | None) -> None:
+        """``body`` is wanted for an offer that the book does not know."""
+        statement, signed = self._statement(subscription, withdrawn=False)
         self._core.book.publish(subscription.subscription_id, body, statement, signed, None)
 
-    def _statement(self, subscription: Subscription, *, withdrawn: bool) -> SignedOffer:
+    def _statement(self, subscription: Subscription, *, withdrawn: bool) -> tuple[Statement, SignedOffer]:
         statement = Statement(
             offer_id=subscription.subscription_id,
             sequence=subscription.sequence,
@@ -276,7 +282,7 @@ class Subscriptions:
             withdrawn=withdrawn,
         )
         signer = self._core.signer(subscription.owner)
-        return protocol.sign_statement(signer, b"" if withdrawn else subscription.body, statement)
+        return statement, protocol.sign_statement(signer, b"" if withdrawn else subscription.body, statement)
 
     def _arm(self, subscription: Subscription) -> None:
         key = subscription.subscription_id

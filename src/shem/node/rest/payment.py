@@ -22,6 +22,7 @@ from shem.node.payment.service import Payments
 from shem.node.payment.status import platform_status
 from shem.node.payment.store import Document, Event, Kind, Transfer, from_us
 from shem.node.rest.server import (
+    DEFAULT_POLL_S,
     caller,
     names,
     query_limit,
@@ -240,7 +241,7 @@ class _Door:
     # --- payments ---
 
     async def payments(self, request: web.Request) -> web.Response:
-        found = await self._transfers(request)
+        found = await self._transfers(request, DEFAULT_POLL_S)
         network, driver = request.query.get("network"), request.query.get("driver")
         platforms = self._payments.books.platforms
         if network or driver:
@@ -253,14 +254,13 @@ class _Door:
             ]
         return respond([payment_view(transfer) for transfer in found])
 
-    async def _transfers(self, request: web.Request) -> list[Transfer]:
+    async def _transfers(self, request: web.Request, timeout_s: float = 0.0) -> list[Transfer]:
         return await self._payments.transfers(
             caller(request),
             after=query_time(request, "afterTimestamp"),
             limit=query_limit(request, "maxEvents", DEFAULT_EVENTS, most=MAX_EVENTS),
             session=request.query.get("appSessionId") or None,
-            # Without a time-out the original answers at once here, other than with events.
-            timeout_s=query_seconds(request, default=0.0),
+            timeout_s=query_seconds(request, default=timeout_s),
         )
 
     async def payment(self, request: web.Request) -> web.Response:
