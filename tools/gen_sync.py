@@ -155,6 +155,8 @@ def generate() -> str:
     imports = f"from shem.sdk.types import {', '.join(shapes)}\n"
     if "Event" in body or "Listener" in body:
         imports += "from shem.sdk.events import Event, Listener\n"
+    if "Estimate" in body:
+        imports += "from shem.sdk.estimate import Estimate\n"
     if "Report" in body:
         imports += "from shem.sdk.report import Report\n"
     text = HEAD.format(sources=" and ".join(f"{s}.py" for s in SOURCES), abc=", ".join(names), imports=imports)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from shem.version import VERSION
 
 if TYPE_CHECKING:
-    from shem.sdk import CommandFailed, Golem, Need, Rental, Result, TaskFailed
+    from shem.sdk import BudgetExceeded, CommandFailed, Golem, Need, Rental, Result, TaskFailed
 
 __version__ = VERSION
-__all__ = ["CommandFailed", "Golem", "Need", "Rental", "Result", "TaskFailed", "__version__"]
+__all__ = ["BudgetExceeded", "CommandFailed", "Golem", "Need", "Rental", "Result", "TaskFailed", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -34,12 +34,19 @@ def run(
         list[str] | None,
         typer.Option("--output", help="What to bring back, as REMOTE or REMOTE:LOCAL (a directory ends with /)."),
     ] = None,
-    budget: Annotated[str, typer.Option(help="The most to spend, in tokens.")] = "1",
+    budget: Annotated[str, typer.Option(help="The most to spend, such as '5 GLM' or '2.50 USD'.")] = "1",
     timeout: Annotated[float, typer.Option(help="Seconds that the command may take.")] = 600.0,
     memory_gib: Annotated[float, typer.Option(help="Memory to ask for.")] = 0.5,
     threads: Annotated[int, typer.Option(help="Threads to ask for.")] = 1,
     retries: Annotated[int, typer.Option(help="How often to try elsewhere when it fails.")] = 0,
     platform: Annotated[str | None, typer.Option(help="Payment platform.")] = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Rent nothing: only say what it would cost at the offers there are now.")
+    ] = False,
+    tasks: Annotated[int, typer.Option(help="With --estimate: how many such runs, on machines of their own.")] = 1,
+    seconds: Annotated[
+        float | None, typer.Option(help="With --estimate: what one run will take (else the most: --timeout).")
+    ] = None,
     api_url: ApiUrl = None,
     app_key: AppKey = None,
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line instead of the bill.")] = False,
@@ -49,6 +56,10 @@ def run(
     The command's output is yours: stdout on stdout, stderr on stderr. A relative REMOTE lies in /work.
     """
     url, key = credentials(api_url, app_key)
+    if estimate:
+        expected = timeout if seconds is None else seconds
+        asyncio.run(_estimate(url, key, platform, budget, (memory_gib, threads), tasks, expected, as_json))
+        return
     code = asyncio.run(
         _run(
             image,
@@ -122,6 +133,45 @@ async def _run(
 
         show_bill(golem.report, Console(stderr=True))
     return code
+
+
+async def _estimate(
+    url: str,
+    key: str,
+    platform: str | None,
+    budget: str,
+    size: tuple[float, int],
+    tasks: int,
+    seconds: float,
+    as_json: bool,
+) -> None:
+    from shem.client.http import ApiClient
+    from shem.client.market import MarketApi
+    from shem.client.payment import PaymentApi
+    from shem.sdk import Need
+    from shem.sdk.estimate import Terms, estimate
+    from shem.sdk.golem import sending_account
+    from shem.sdk.prices import Prices
+    from shem.terms.budgets import parse_sum, to_units
+
+    written = parse_sum(budget)
+    async with ApiClient(url, key) as http:
+        account = await sending_account(PaymentApi(http), platform)
+        price = await Prices().price(account.token) if written.in_usd else None
+        subnet = os.environ.get("YAGNA_SUBNET") or "public"
+        terms = Terms(subnet, account.platform, account.token, to_units(written, account.token, price))
+        need = Need(memory_gib=size[0], cpu_threads=size[1])
+        found = await estimate(MarketApi(http), terms, need, tasks, seconds, workers=tasks)
+    if as_json:
+        print(json.dumps(found.as_dict() | {"price": None if price is None else str(price)}))
+        return
+    from rich.console import Console
+
+    from shem.sdk.progress import show_estimate
+
+    show_estimate(found, Console())
+    if price is not None:
+        print(f"{written} at {price}")
 
 
 def _remote_path(text: str) -> str:

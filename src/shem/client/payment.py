@@ -193,6 +193,10 @@ class PaymentApi:
         """Every platform's money at a glance."""
         return await self._http.call("GET", f"{_OURS}/payment/status", into=list[wire.PlatformStatus])
 
+    async def channels(self) -> list[wire.ChannelStatus]:
+        """The caller's payment channels, oldest first, closed ones too."""
+        return await self._http.call("GET", f"{_OURS}/payment/channels", into=list[wire.ChannelStatus])
+
     async def audit(self, kind: Literal["debitNotes", "invoices"], document_id: str) -> wire.Audit:
         """What the node knows about a received document, before it is accepted."""
         return await self._http.call("GET", f"{_OURS}/payment/{kind}/{document_id}/audit", into=wire.Audit)

@@ -41,6 +41,7 @@ from shem.node.identity.sealing import Sealer
 from shem.node.market.config import MarketConfig
 from shem.node.market.service import Market
 from shem.node.payment.drivers.base import PaymentDriver
+from shem.node.payment.drivers.channel import ChannelDriver
 from shem.node.payment.drivers.evm.driver import EvmDriver
 from shem.node.payment.drivers.free import FreeDriver
 from shem.node.payment.drivers.networks import networks_from
@@ -137,11 +138,14 @@ class Node:
             may_read=Readers(self.market).may_read,
             live=GftpServices(self.bus),
         )
-        self.activities = Activities(self.db, self.peers, self.market, clock)
+        self.activities = Activities(self.db, self.peers, self.market, clock, admit=self._admit)
         self.networks = Networks(self.db, clock)
         drivers: list[PaymentDriver] = [FreeDriver()]
         if networks := networks_from(config.networks):
-            drivers.insert(0, EvmDriver(self.db, networks, [self.identity], clock=clock))
+            erc20 = EvmDriver(self.db, networks, [self.identity], clock=clock)
+            drivers.insert(0, erc20)
+            if erc20.vaults:
+                drivers.insert(1, ChannelDriver(erc20))
         self.payments = Payments(self.db, self.peers, self.identity, self.market, self.activities, drivers, clock)
         # Stops run in the reverse order of these lines. Peers open last and close after the services, which still have
         # something to say to them; closing what never opened does nothing, as does stopping what never started.
@@ -155,6 +159,10 @@ class Node:
         for address in config.bootstrap:
             self.peers.add_bootstrap(address)
         await self._open_rest()
+
+    async def _admit(self, owner: str, agreement_id: str) -> None:
+        """No work starts on an agreement that money must be reserved for and is not."""
+        await self.payments.admit(owner, agreement_id)
 
     def _leave_key(self, data_dir: Path) -> None:
         """A key for the owner of this node, where programs look for it. Without its file it is made anew."""

@@ -30,6 +30,8 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     token: str
     """Address of the ERC-20 contract."""
     token_symbol: str = "GLM"  # noqa: S105 - a ticker
+    vault: str = ""
+    """Address of the vault of payment channels over this token; empty: nobody pays or is paid by channel here."""
     depth: int | None = None
     """Blocks on top that make a payment final; ``None``: the chain's own ``finalized`` tag."""
     aliases: tuple[str, ...] = ()

@@ -3,8 +3,9 @@
 A bill is accepted when it is for an agreement of this session and does not exceed what the agreed price makes of the time the
 machine was ours. One that asks too much is refused and its provider is left.
 
-The budget is kept *before* money is owed: what open machines will cost by the time they can be given back is counted as
-spent. When that reaches the budget the work ends, with enough left to pay for all that was done.
+The budgets are kept before money is owed (:mod:`shem.sdk.purse` knows how): when one of the session's or of a map's is used
+up, its machines are given back and its work ends. When only what one provider may earn is used up, the machines there are given
+back, nothing more is rented there, and the work goes on elsewhere.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import TypeVar
@@ -24,7 +24,9 @@ from shem.cogs.tasks import TaskScope
 from shem.errors import Conflict, Gone, MoneyShort, NotFound, ShemError
 from shem.sdk import events
 from shem.sdk.hiring import Hired
+from shem.sdk.purse import Account, BudgetExceeded, Line, Purse
 from shem.terms.amounts import format_amount, parse_amount
+from shem.terms.budgets import Limits
 from shem.wire.payment import Acceptance, DebitNote, Invoice, Rejection
 
 log = logging.getLogger(__name__)
@@ -32,100 +34,24 @@ log = logging.getLogger(__name__)
 E = TypeVar("E")
 
 POLL_S = 30.0
-TIME_SLACK_S = 10.0
-"""A provider counts from when it starts to serve; we from the approval. Clocks and messages may differ by this."""
-CPU_SLACK = 1.25
-"""CPU counters are read at moments of their own; a short burst may seem to exceed the cores it had."""
 MAX_TRIES = 3
 CLOCK_SLACK = timedelta(minutes=10)
 """How far a remote node's clock may be behind ours. The session's id is new, so older events are never ours."""
 LOST_WAIT_S = 3.0
-GIVE_BACK_S = 5.0
-"""What it may take from the decision to stop until a machine's counters stand still."""
+TELL_S = 1.0
+"""How often what is owed is told while machines are open."""
+SHORTEST_WAIT_S = 0.05
+"""Between two looks at the limits; the time that giving back may take allows for it."""
 
 
-class BudgetExceeded(MoneyShort):
-    """The budget is used up: work stopped, what was done is paid."""
+class OpenPurse(Purse):
+    """A purse with somebody to tell: ``broke`` fails with :class:`~shem.sdk.purse.BudgetExceeded` once."""
 
-    default_code = "money_budget"
-
-
-@dataclass
-class Account:
-    """One agreement's money."""
-
-    hired: Hired
-    threads: int
-    opened: float = field(default_factory=time.monotonic)
-    closed: float | None = None
-    billed: dict[str, int] = field(default_factory=dict)
-    """Activity id → accepted running total."""
-    invoiced: int | None = None
-    settled: int = 0
-    refused: str = ""
-    lost: bool = False
-    """Its provider was not there to be told that the work is over."""
-
-    @property
-    def billed_for_good(self) -> bool:
-        """Whether no further bill is expected."""
-        return self.invoiced is not None or bool(self.refused)
-
-    @property
-    def cost(self) -> int:
-        """What is owed as of now, in base units."""
-        return self.invoiced if self.invoiced is not None else sum(self.billed.values())
-
-    def most(self, activities: int) -> int:
-        """The most that the agreed price allows for the time so far."""
-        seconds = (self.closed or time.monotonic()) - self.opened
-        return max(activities, 1) * self._full_use(seconds + TIME_SLACK_S, CPU_SLACK)
-
-    def owed_by(self, moment: float) -> int:
-        """What it will have cost by then, fully used; once billed, the bill."""
-        if self.invoiced is not None or self.refused:
-            return self.cost
-        return max(self.cost, self._full_use((self.closed or moment) - self.opened))
-
-    def _full_use(self, seconds: float, slack: float = 1.0) -> int:
-        full = {"golem.usage.duration_sec": seconds, "golem.usage.cpu_sec": seconds * self.threads * slack}
-        pricing = self.hired.pricing
-        return pricing.cost([full.get(counter, 0.0) for counter in pricing.usage_vector])
-
-
-class Purse:
-    """A limit on what some agreements may cost together. ``broke`` fails with :class:`BudgetExceeded` once."""
-
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
+    def __init__(self, limits: Limits, of: str = "session") -> None:
+        super().__init__(limits, of)
         self.broke: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # seen, whether or not somebody works on it
         self.broke.add_done_callback(lambda future: None if future.cancelled() else future.exception() and None)
-        self.accounts: dict[str, Account] = {}
-
-    def holds(self, agreement_id: str) -> bool:
-        """Whether this agreement is paid from here."""
-        return agreement_id in self.accounts
-
-    def owed_by(self, moment: float) -> int:
-        """What all its agreements will have cost by then."""
-        return sum(a.owed_by(moment) for a in self.accounts.values())
-
-    def used_up(self, why: str) -> BudgetExceeded:
-        """The error that says so."""
-        return BudgetExceeded(
-            f"{why} the budget of {format_amount(self.budget)}",
-            hint="raise budget=; what was done so far is kept and paid",
-        )
-
-    def seconds_left(self) -> float | None:
-        """How long its open machines may run on so that they can still be paid; ``None``: for ever, 0: not at all."""
-        moment = time.monotonic() + GIVE_BACK_S
-        left = self.budget - self.owed_by(moment)
-        rate = self.owed_by(moment + 1000) - self.owed_by(moment)
-        if not rate:
-            return None
-        return max(left * 1000 / rate, 0.0)  # prices are linear
 
 
 class Bookkeeper:
@@ -136,15 +62,15 @@ class Bookkeeper:
         payment: PaymentApi,
         *,
         allocation_id: str,
-        budget: int,
+        limits: Limits,
         session_id: str,
         emit: Callable[[events.Event], None],
         leave: Callable[[str, str, str, str], None],
     ) -> None:
         self._payment = payment
         self._allocation_id = allocation_id
-        self._all = Purse(budget)
-        self._purses = [self._all]
+        self._all = OpenPurse(limits)
+        self._purses: list[OpenPurse] = [self._all]
         self._session_id = session_id
         self._emit = emit
         self._leave = leave
@@ -154,22 +80,42 @@ class Bookkeeper:
         self._since = datetime.now(UTC) - CLOCK_SLACK
         self._seen_payments: set[str] = set()
         self._accounts_changed = asyncio.Event()
-        self._when_broke: Callable[[Purse | None], None] = lambda purse: None
+        self._give_back: Callable[[Purse, str], None] = lambda purse, provider_id: None
 
     @property
     def broke(self) -> asyncio.Future[None]:
-        """Fails with :class:`BudgetExceeded` once the session's budget is used up."""
+        """Fails with :class:`~shem.sdk.purse.BudgetExceeded` once a budget of the whole session is used up."""
         return self._all.broke
 
-    def on_broke(self, callback: Callable[[Purse | None], None]) -> None:
-        """Called when a purse (``None``: the session's own) is used up."""
-        self._when_broke = callback
+    def on_used_up(self, callback: Callable[[Purse, str], None]) -> None:
+        """Called when machines of a purse must be given back: all, or those of the named provider."""
+        self._give_back = callback
 
-    def purse(self, budget: int) -> Purse:
-        """A limit of its own for some of the session's agreements."""
-        purse = Purse(budget)
+    def purse(self, limits: Limits) -> OpenPurse:
+        """Limits of their own for some of the session's agreements."""
+        purse = OpenPurse(limits, "map")
         self._purses.append(purse)
         return purse
+
+    def spent_providers(self, purse: Purse | None) -> set[str]:
+        """Who has earned all that one provider may, of the session or of this purse."""
+        return self._all.spent_providers | (purse.spent_providers if purse else set())
+
+    def ended(self, provider_id: str) -> BaseException | None:
+        """Why a machine of this provider was taken from its user, if money is the reason."""
+        if self.broke.done() and not self.broke.cancelled():
+            return self.broke.exception()
+        if provider_id in self._all.spent_providers:
+            return self._all.used_up("budget_per_provider", "it has earned")
+        return None
+
+    def all_spent(self, purse: Purse | None, why: str) -> BudgetExceeded | None:
+        """The reason, if providers that may earn no more are a reason why nobody could be rented."""
+        for limit in (purse, self._all):
+            if limit is not None and limit.spent_providers:
+                count = len(limit.spent_providers)
+                return limit.used_up("budget_per_provider", f"{why}; {count} that could serve have used up")
+        return None
 
     async def __aenter__(self) -> Bookkeeper:
         self._scope.start(self._follow("debit notes", self._payment.debit_note_events, self._on_debit_note), "notes")
@@ -186,24 +132,26 @@ class Bookkeeper:
             purse.broke.cancel()
 
     def open(self, hired: Hired, threads: int, purse: Purse | None = None) -> None:
-        """Bills of this agreement are expected from now on. Raises :class:`BudgetExceeded` when not even the start of it
-        fits what is left."""
-        account = Account(hired, threads)
-        moment = time.monotonic() + GIVE_BACK_S
-        for limit in (self._all, purse):
-            if limit is None:
-                continue
-            limit.accounts[hired.agreement.agreement_id] = account
-            if limit.owed_by(moment) > limit.budget:
-                account.closed = account.opened
-                raise limit.used_up(f"renting {hired.name} for {GIVE_BACK_S:g} s would exceed")
-        self._accounts_changed.set()
+        """Bills of this agreement are expected from now on. Raises :class:`~shem.sdk.purse.BudgetExceeded` when not even
+        the start of it fits what is left."""
+        now = time.monotonic()
+        account = Account(hired, threads, now)
+        try:
+            for limit in (self._all, purse):
+                if limit is not None:
+                    limit.open(account, now)
+        except BudgetExceeded:
+            account.closed = account.opened
+            raise
+        finally:
+            self._accounts_changed.set()
 
     def close_account(self, agreement_id: str, *, lost: bool = False) -> None:
         """The machine was given back (or ``lost``): time stops counting for its bills."""
         account = self._accounts[agreement_id]
         account.lost = lost
-        account.closed = account.closed or time.monotonic()
+        if account.closed is None:
+            account.closed = time.monotonic()
         self._accounts_changed.set()
 
     @property
@@ -240,22 +188,38 @@ class Bookkeeper:
     # -- the budget
 
     async def _guard(self) -> None:
-        """End the work on a purse when what is owed by the time machines could be given back reaches its budget."""
+        """Give machines back when what is owed by the time that takes reaches a limit; tell meanwhile what is owed."""
         while True:
             self._accounts_changed.clear()
-            soonest: float | None = None
+            now = time.monotonic()
+            waits = [TELL_S] if self._all.hourly else []
             for purse in self._purses:
-                left = None if purse.broke.done() else purse.seconds_left()
-                if left == 0:
-                    purse.broke.set_exception(purse.used_up("the work has used up"))
-                    self._when_broke(None if purse is self._all else purse)
-                elif left is not None:
-                    soonest = left if soonest is None else min(soonest, left)
+                for line in [] if purse.broke.done() else list(purse.lines(now)):
+                    if line.provider_id in purse.spent_providers:
+                        continue
+                    left = line.seconds_left
+                    if left == 0:
+                        self._used_up(purse, line)
+                    elif left is not None:
+                        waits.append(left)
+            self._emit(events.SpendingChanged(self.spent, self._all.owed_by(now), self._all.hourly))
             try:
-                async with asyncio.timeout(None if soonest is None else max(soonest, 0.01)):
+                async with asyncio.timeout(max(min(waits), SHORTEST_WAIT_S) if waits else None):
                     await self._accounts_changed.wait()
             except TimeoutError:
                 pass
+
+    def _used_up(self, purse: OpenPurse, line: Line) -> None:
+        if not line.provider_id:
+            if not purse.broke.done():
+                purse.broke.set_exception(purse.used_up(line.which, "the work has used up"))
+            self._give_back(purse, "")
+            return
+        purse.spent_providers.add(line.provider_id)
+        hired = next(a.hired for a in purse.accounts.values() if a.hired.provider_id == line.provider_id)
+        error = purse.used_up(line.which, "it has earned")
+        self._emit(events.ProviderLeft(hired.provider_id, hired.name, error.code, error.message))
+        self._give_back(purse, line.provider_id)
 
     # -- bills
 
@@ -317,15 +281,16 @@ class Bookkeeper:
         self, account: Account, document: DebitNote | Invoice, due: int, total: int, activities: int
     ) -> bool:
         """Accept ``due`` of a document that brings the agreement's bill to ``total``."""
-        hired = account.hired
-        most = account.most(activities)
+        hired, now = account.hired, time.monotonic()
+        most = account.most(activities, now)
         if total > most:
             why = f"it bills {format_amount(total)} where the agreed price allows at most {format_amount(most)}"
             await self._refuse(account, document, "bill_too_high", why)
             return False
-        if self.spent - account.cost + total > self._all.budget:
-            await self._refuse(account, document, "bill_over_budget", "it does not fit the budget")
-            return False
+        for purse in self._purses:
+            if purse.holds(hired.agreement.agreement_id) and (which := purse.refuses(account, total, now)):
+                await self._refuse(account, document, "bill_over_budget", f"it does not fit the {purse.of}'s {which}")
+                return False
         acceptance = Acceptance(total_amount_accepted=format_amount(due), allocation_id=self._allocation_id)
         try:
             if isinstance(document, Invoice):

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from shem.terms.budgets import Budget, Limits, Price
+
 
 @dataclass(frozen=True)
 class DemandPublished:
@@ -125,6 +127,28 @@ class CostChanged:
 
 
 @dataclass(frozen=True)
+class BudgetSet:
+    """What the session (or one ``map`` in it) may cost: as written, in base units of ``token``, and the price in between
+    where the budget was written in dollars."""
+
+    of: str
+    token: str
+    written: Budget
+    limits: Limits
+    price: Price | None
+
+
+@dataclass(frozen=True)
+class SpendingChanged:
+    """In base units: the bills ``accepted`` so far, the most that is ``owed`` at this moment (what runs and is not billed
+    yet, fully used), and what an hour of all that is rented now costs. Comes every second while machines are rented."""
+
+    accepted: int
+    owed: int
+    hourly: int
+
+
+@dataclass(frozen=True)
 class BillRefused:
     """A bill was not accepted, for ``code`` and ``reason``; ``amount`` is what it asked for, in base units."""
 
@@ -168,6 +192,8 @@ Event: TypeAlias = (
     | TaskFinished
     | TaskFailed
     | CostChanged
+    | BudgetSet
+    | SpendingChanged
     | BillRefused
     | BillMissing
     | PaymentSettled

@@ -14,6 +14,7 @@ import uuid
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,16 +27,19 @@ from shem.client.payment import PaymentApi
 from shem.cogs.places import local_app_key
 from shem.errors import Misconfigured, Refused, ShemError
 from shem.sdk import events
-from shem.sdk.bookkeeping import Bookkeeper
+from shem.sdk.bookkeeping import Bookkeeper, OpenPurse
+from shem.sdk.estimate import Estimate, Terms, estimate
 from shem.sdk.events import Event, Listener
 from shem.sdk.machines import Machines, Wish
 from shem.sdk.mapping import Mapping, OpenRental, Outcome
+from shem.sdk.prices import Prices
 from shem.sdk.rental import NODE_PATIENCE_S, Rental
 from shem.sdk.report import Report
 from shem.sdk.transfer import Courier
 from shem.sdk.types import Need, SetupFunction, TaskFunction
-from shem.terms.amounts import format_amount, parse_amount
-from shem.wire.payment import NewAllocation
+from shem.terms.amounts import format_amount
+from shem.terms.budgets import Budget, Limits, Price
+from shem.wire.payment import Account, NewAllocation
 
 if TYPE_CHECKING:
     from shem.sdk.progress import ProgressDisplay
@@ -54,17 +58,23 @@ SETTLE_WAIT_S = 60.0
 class Golem:
     """A session. Use it as ``with Golem(…) as golem`` or ``async with Golem(…) as golem``.
 
-    ``budget``: the most that is ever spent, as a decimal string of tokens: work stops while what was done can still be
-    paid. ``platform``: which payment platform (``erc20-polygon-glm`` …; default: the node's first). ``api_url`` and
-    ``app_key`` default to ``YAGNA_API_URL`` and ``YAGNA_APPKEY``, and else to this user's own node. ``max_hourly``: offers
-    whose fully used hour costs more are passed over. ``progress``: draw a live picture on stderr (default: when it is a
-    terminal, or ``SHEM_PROGRESS=always``). ``listener`` gets every :data:`~shem.sdk.events.Event`.
+    ``budget``: the most that is ever spent, such as ``"5 GLM"``, ``"5"`` (of the token that the session pays in) or
+    ``"2.50 USD"``: work stops while what was done can still be paid. ``budget_per_hour``: the most that any sixty minutes
+    may cost. ``budget_per_provider``: the most that one provider may earn; the work goes on at others. What is written in
+    USD is turned into tokens when the session begins, at the price that :mod:`shem.sdk.prices` finds.
+
+    ``platform``: which payment platform (``erc20-polygon-glm`` …; default: the node's first). ``api_url`` and ``app_key``
+    default to ``YAGNA_API_URL`` and ``YAGNA_APPKEY``, and else to this user's own node. ``max_hourly``: offers whose fully
+    used hour costs more are passed over. ``progress``: draw a live picture on stderr (default: when it is a terminal, or
+    ``SHEM_PROGRESS=always``). ``listener`` gets every :data:`~shem.sdk.events.Event`.
     """
 
     def __init__(
         self,
         *,
         budget: str = "1",
+        budget_per_hour: str | None = None,
+        budget_per_provider: str | None = None,
         platform: str | None = None,
         api_url: str | None = None,
         app_key: str | None = None,
@@ -73,12 +83,13 @@ class Golem:
         progress: bool | None = None,
         listener: Listener | None = None,
     ) -> None:
-        self._budget = parse_amount(budget)
+        self._budget = Budget.parse(budget, budget_per_hour, budget_per_provider)
         self._platform = platform
         self._api_url = api_url or os.environ.get("YAGNA_API_URL") or DEFAULT_API_URL
         self._app_key = app_key or local_app_key()
         self._subnet = subnet or os.environ.get("YAGNA_SUBNET") or "public"
-        self._max_hourly = None if max_hourly is None else parse_amount(max_hourly)
+        self._max_hourly = Budget.parse(max_hourly)
+        self._prices = Prices()
         self._session_id = uuid.uuid4().hex
         self._report = Report()
         self._listeners: list[Listener] = [self._report]
@@ -120,11 +131,14 @@ class Golem:
         self._http.patience_s = NODE_PATIENCE_S  # a node that was never there is not waited for
         self._node_id = str(me["identity"])
         self._payment = PaymentApi(self._http)
-        account = await self._account()
-        self._report.token = account.token
+        account = await sending_account(self._payment, self._platform)
+        self._report.token = self._token = account.token
+        limits = await self._limits(self._budget, "session")
+        max_hourly = (await self._to_tokens(self._max_hourly))[0].total
+        self._terms = Terms(self._subnet, account.platform, account.token, limits.total, max_hourly)
         allocation = await self._payment.create_allocation(
             NewAllocation(
-                total_amount=format_amount(self._budget),
+                total_amount=format_amount(limits.total or 0),
                 make_deposit=False,
                 payment_platform=account.platform,
                 address=account.address,
@@ -137,7 +151,7 @@ class Golem:
             Bookkeeper(
                 self._payment,
                 allocation_id=allocation.allocation_id,
-                budget=self._budget,
+                limits=limits,
                 session_id=self._session_id,
                 emit=self._emit,
                 leave=self._leave,
@@ -154,12 +168,12 @@ class Golem:
             subnet=self._subnet,
             session_id=self._session_id,
             node_id=self._node_id,
-            max_hourly=self._max_hourly,
+            max_hourly=max_hourly,
             left=self._left,
             leave=self._leave,
             emit=self._emit,
         )
-        self._books.on_broke(self._machines.end_all)
+        self._books.on_used_up(self._machines.end_all)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -202,17 +216,17 @@ class Golem:
         if self._sync is not None:
             self._sync.close(kind, error, trace)
 
-    async def _account(self) -> Any:
-        accounts = [a for a in await self._payment.requestor_accounts() if a.send]
-        chosen = [a for a in accounts if self._platform in (None, a.platform)]
-        if not chosen:
-            known = ", ".join(a.platform for a in accounts) or "none"
-            raise Refused(
-                f"the node cannot pay on {self._platform or 'any platform'} (it has: {known})",
-                code="no_platform",
-                hint="configure the network on the node, or choose one of those with platform=",
-            )
-        return chosen[0]
+    async def _limits(self, budget: Budget, of: str) -> Limits:
+        """The limits in base units of the session's token; told to whom it concerns."""
+        limits, price = await self._to_tokens(budget)
+        if price is not None:
+            log.info("the %s's budget is taken at %s", of, price)
+        self._emit(events.BudgetSet(of, self._token, budget, limits, price))
+        return limits
+
+    async def _to_tokens(self, budget: Budget) -> tuple[Limits, Price | None]:
+        price = await self._prices.price(self._token) if budget.in_usd else None
+        return budget.limits(self._token, price), price
 
     async def _release(self) -> None:
         try:
@@ -240,6 +254,8 @@ class Golem:
         image: str | Path,
         workers: int = 4,
         budget: str | None = None,
+        budget_per_hour: str | None = None,
+        budget_per_provider: str | None = None,
         timeout: float = 300.0,
         retries: int = 2,
         ordered: bool = False,
@@ -250,9 +266,10 @@ class Golem:
         """Run ``task(machine, item)`` for every item on up to ``workers`` machines; yield results as they come.
 
         ``image``: a docker image: a reference (``python:3.12``), or the path of an OCI layout or ``docker save`` tar.
-        ``budget``: the most that this map may spend, in tokens, of what the session has. ``timeout``: seconds that one
-        attempt may take. ``retries``: a failed task is tried so many times more, at another provider where there is
-        one. ``ordered``: yield in the order of the items. ``setup(machine)`` runs once on each new machine.
+        ``budget``, ``budget_per_hour``, ``budget_per_provider``: the most that this map may spend, written as for the
+        session, whose own limits hold all the same. ``timeout``: seconds that one attempt may take. ``retries``: a failed
+        task is tried so many times more, at another provider where there is one. ``ordered``: yield in the order of the
+        items. ``setup(machine)`` runs once on each new machine.
         ``hire_timeout``: seconds to find a machine in.
 
         Items are drawn as needed (an endless generator will do), results are kept until you take them. Leaving the loop
@@ -261,15 +278,14 @@ class Golem:
         """
         if workers < 1:
             raise Refused("workers must be at least 1", code="bad_workers")
-        purse = None if budget is None else self._books.purse(parse_amount(budget))
-        wish = Wish(need or Need(), hire_timeout, setup, purse)
+        limits = Budget.parse(budget, budget_per_hour, budget_per_provider)
 
-        def prepare(machine: OpenRental) -> Mapping[T, R]:
+        def prepare(machine: OpenRental, purse: OpenPurse | None) -> Mapping[T, R]:
             return Mapping(
                 task,
                 items,
                 open_rental=machine,
-                leave=self._leave,
+                leave=self._leave_from(purse),
                 emit=self._emit,
                 workers=workers,
                 timeout_s=timeout,
@@ -278,15 +294,21 @@ class Golem:
                 broke=[self._books.broke, *([purse.broke] if purse else [])],
             )
 
-        running = self._map(image, wish, prepare)
+        running = self._map(image, Wish(need or Need(), hire_timeout, setup, None), limits, prepare)
         self._maps.add(running)
         return running
 
     async def _map(
-        self, image: str | Path, wish: Wish, prepare: Callable[[OpenRental], Mapping[Any, R]]
+        self,
+        image: str | Path,
+        wish: Wish,
+        budget: Budget,
+        prepare: Callable[[OpenRental, OpenPurse | None], Mapping[Any, R]],
     ) -> AsyncGenerator[R, None]:
-        async with self._machines.hiring(image, wish.need) as hiring:
-            mapping = prepare(lambda avoid: self._machines.rented(hiring, wish, avoid))
+        purse = None if budget.is_empty else self._books.purse(await self._limits(budget, "map"))
+        wish = replace(wish, purse=purse)
+        async with self._machines.hiring(image, wish.need, purse) as hiring:
+            mapping = prepare(lambda avoid: self._machines.rented(hiring, wish, avoid), purse)
             async with aclosing(mapping.results()) as outcomes:
                 async for outcome in outcomes:
                     yield _result(outcome)
@@ -306,10 +328,10 @@ class Golem:
             try:
                 yield rental
             except ShemError as error:
-                broke = self._books.broke
-                if broke.done() and (reason := broke.exception()) is not None:
-                    raise reason from error
-                raise
+                reason = self._books.ended(rental.provider_id)
+                if reason is None or reason is error:
+                    raise
+                raise reason from error
 
     async def run(
         self,
@@ -346,7 +368,26 @@ class Golem:
                 return result
         raise AssertionError("one item gives one result")
 
+    async def estimate(
+        self, *, tasks: int = 1, seconds: float = 60.0, workers: int = 4, need: Need | None = None
+    ) -> Estimate:
+        """What ``tasks`` tasks of ``seconds`` each would cost at the offers now on the market. Nothing is rented.
+
+        Fully used, without what it takes to start the image and to move files; see
+        :class:`~shem.sdk.estimate.Estimate`. Raises ``NoProviders`` when nobody offers what is needed.
+        """
+        return await estimate(MarketApi(self._http), self._terms, need or Need(), tasks, seconds, workers)
+
     # -- events
+
+    def _leave_from(self, purse: OpenPurse | None) -> Callable[[str, str, str, str], None]:
+        """As :meth:`_leave`, for work on a purse: who lost a machine because it may earn no more is not to blame."""
+
+        def leave(provider_id: str, name: str, code: str, reason: str) -> None:
+            if provider_id not in self._books.spent_providers(purse):
+                self._leave(provider_id, name, code, reason)
+
+        return leave
 
     def _leave(self, provider_id: str, name: str, code: str, reason: str) -> None:
         if code == NodeUnreachable.default_code:
@@ -361,6 +402,20 @@ class Golem:
                 listener(event)
             except Exception:  # a listener of the user's must not stop the work it listens to
                 log.exception("a listener failed on %s", type(event).__name__)
+
+
+async def sending_account(payment: PaymentApi, platform: str | None) -> Account:
+    """What to pay from: on ``platform``, or the node's first. Raises ``Refused`` (``no_platform``)."""
+    accounts = [a for a in await payment.requestor_accounts() if a.send]
+    chosen = [a for a in accounts if platform in (None, a.platform)]
+    if not chosen:
+        known = ", ".join(a.platform for a in accounts) or "none"
+        raise Refused(
+            f"the node cannot pay on {platform or 'any platform'} (it has: {known})",
+            code="no_platform",
+            hint="configure the network on the node, or choose one of those with platform=",
+        )
+    return chosen[0]
 
 
 def _result(outcome: Outcome[R]) -> R:

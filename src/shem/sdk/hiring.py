@@ -12,7 +12,7 @@ import asyncio
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -109,6 +109,7 @@ class Hiring:
         threads: int,
         max_hourly: int | None,
         left: Mapping[str, str],
+        barred: Callable[[], Collection[str]],
         emit: Callable[[events.Event], None],
     ) -> None:
         self._market = market
@@ -118,6 +119,7 @@ class Hiring:
         self._threads = threads
         self._max_hourly = max_hourly
         self._left = left
+        self._barred = barred
         self._emit = emit
         self._scope = TaskScope("hiring")
         self._candidates: list[Candidate] = []
@@ -153,7 +155,8 @@ class Hiring:
         none.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
+        begun = loop.time()
+        deadline = begun + timeout_s
         while True:
             candidate = self._pick(avoid)
             if candidate is not None:
@@ -165,7 +168,8 @@ class Hiring:
                 continue
             left = deadline - loop.time()
             if self._all_refused():
-                left = min(left, max(self._in_vain[p] for p in self._refusals) + NEWCOMER_S - loop.time())
+                since = max((self._in_vain[p] for p in self._refusals), default=begun)
+                left = min(left, since + NEWCOMER_S - loop.time())
             if left <= 0:
                 raise await self._explain(timeout_s)
             await self._wait_for_more(left)
@@ -184,9 +188,8 @@ class Hiring:
     def _pick(self, avoid: frozenset[str]) -> Candidate | None:
         """The best: not left, least used by us, not asked in vain just now, cheapest, first come."""
         now = asyncio.get_running_loop().time()
-        self._candidates = [
-            c for c in self._candidates if c.provider_id not in self._left and c.provider_id not in self._refusals
-        ]
+        out = {*self._left, *self._refusals, *self._barred()}
+        self._candidates = [c for c in self._candidates if c.provider_id not in out]
         best = min(
             self._candidates,
             default=None,
@@ -203,7 +206,9 @@ class Hiring:
         return best
 
     def _all_refused(self) -> bool:
-        return bool(self._refusals) and self._seen <= self._refusals.keys()
+        """Nobody we know of will ever serve: each has said no for good, or may earn no more."""
+        out = {*self._refusals, *self._barred()}
+        return bool(out) and self._seen <= out
 
     async def _wait_for_more(self, left_s: float) -> None:
         self._changed.clear()
@@ -356,7 +361,7 @@ class Hiring:
 
     async def _explain(self, waited_s: float) -> NoProviders | RefusedByAll:
         """Say what keeps offers from matching: for each part of our filter, how many offers it turns away."""
-        if self._all_refused():
+        if self._refusals and self._all_refused():
             last = list(self._refusals.values())[-1]
             return RefusedByAll(
                 f"all {len(self._refusals)} providers refuse: {last.message}",

@@ -20,11 +20,12 @@ from shem.client.market import MarketApi
 from shem.cogs.tasks import TaskScope, finish
 from shem.errors import PeerFailed, Refused, ShemError
 from shem.sdk import events
-from shem.sdk.bookkeeping import Bookkeeper, Purse
+from shem.sdk.bookkeeping import Bookkeeper
 from shem.sdk.demand import demand_constraints, demand_properties
 from shem.sdk.events import Event
-from shem.sdk.hiring import Hired, Hiring
+from shem.sdk.hiring import Hired, Hiring, NoProviders, RefusedByAll
 from shem.sdk.images import publish_image
+from shem.sdk.purse import ProviderSpent, Purse
 from shem.sdk.rental import LOST, Rental, failure_code
 from shem.sdk.transfer import Courier
 from shem.sdk.types import CommandFailed, Need, SetupFunction
@@ -105,15 +106,16 @@ class Machines:
             await self._give_back(machine, "Cancelled")
         await self._scope.close()
 
-    def end_all(self, purse: Purse | None = None) -> None:
-        """The money is used up (of this purse, or of the session): machines must not run on, whatever their users do."""
+    def end_all(self, purse: Purse, provider_id: str = "") -> None:
+        """The money of this purse (for this provider) is used up: machines must not run on, whatever their users do."""
         for machine in list(self._open):
-            if machine.activity_id and (purse is None or purse.holds(machine.hired.agreement.agreement_id)):
+            theirs = provider_id in ("", machine.hired.provider_id)
+            if machine.activity_id and theirs and purse.holds(machine.hired.agreement.agreement_id):
                 self._scope.start(self._end_activity(machine), f"end {machine.activity_id[:8]}")
 
     @asynccontextmanager
-    async def hiring(self, image: str | Path, need: Need) -> AsyncIterator[Hiring]:
-        """Publish the image and look for providers as long as the block lasts."""
+    async def hiring(self, image: str | Path, need: Need, purse: Purse | None = None) -> AsyncIterator[Hiring]:
+        """Publish the image and look for providers (that the purse allows) as long as the block lasts."""
         published = await publish_image(image, self._courier)
         constraints = demand_constraints(need, subnet=self._subnet, decorations=self._decorations)
 
@@ -136,6 +138,7 @@ class Machines:
             threads=need.cpu_threads,
             max_hourly=self._max_hourly,
             left=self._left,
+            barred=lambda: self._books.spent_providers(purse),
             emit=self._emit,
         ) as hiring:
             yield hiring
@@ -158,7 +161,7 @@ class Machines:
         """Hire until a machine is ready. Raises what the last one failed with when trying on will not help."""
         failures = 0
         while True:
-            machine = Machine(hiring, await hiring.hire(wish.hire_timeout_s, avoid))
+            machine = Machine(hiring, await self._hire(hiring, wish, avoid))
             self._open.add(machine)
             try:
                 self._books.open(machine.hired, wish.need.cpu_threads, wish.purse)
@@ -169,13 +172,24 @@ class Machines:
                 return machine
             except BaseException as error:
                 await self._give_back(machine, "Failed")
-                if not isinstance(error, (CommandFailed, TimeoutError, *LOST)):
+                if not isinstance(error, (CommandFailed, TimeoutError, ProviderSpent, *LOST)):
                     raise
+                if machine.hired.provider_id in self._books.spent_providers(wish.purse):
+                    continue  # it may earn no more, which is not its fault
                 failures += 1
                 code = error.code if isinstance(error, ShemError) else "timeout"
                 self._leave(machine.hired.provider_id, machine.hired.name, code, str(error))
                 if failures >= MAX_DEPLOY_FAILURES or (not self._worked and self._hopeless(hiring, code)):
                     raise
+
+    async def _hire(self, hiring: Hiring, wish: Wish, avoid: frozenset[str]) -> Hired:
+        try:
+            return await hiring.hire(wish.hire_timeout_s, avoid)
+        except (NoProviders, RefusedByAll) as error:
+            spent = self._books.all_spent(wish.purse, f"no other provider could be rented ({error.message})")
+            if spent is None:
+                raise
+            raise spent from error
 
     def _hopeless(self, hiring: Hiring, code: str) -> bool:
         """Everybody we know of failed in the same way: more of the same will not help."""

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shem.sdk import events
+from shem.sdk.estimate import Estimate
 from shem.sdk.plain import plain
 from shem.sdk.report import Report
 from shem.terms.amounts import format_amount
@@ -28,6 +29,8 @@ from shem.terms.amounts import format_amount
 MAX_NAME = 24
 """Characters of a provider's name that are shown."""
 MAX_NOTE = 40
+MAX_QUOTES = 30
+"""Providers of an estimate that are shown."""
 LEAN: dict[str, Any] = {"box": box.SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0), "title_justify": "left"}
 """How tables look: without a frame, so that 18 decimals twice fit into 80 columns."""
 
@@ -36,13 +39,16 @@ class _WorkBar(BarColumn):
     """A bar for the work as a whole; machines have none, as nobody knows how much each will get."""
 
     def render(self, task: Task) -> ProgressBar | Text:  # type: ignore[override]
-        return Text("") if task.fields.get("machine") else super().render(task)
+        without = task.fields.get("machine") or task.fields.get("money")
+        return Text("") if without else super().render(task)
 
 
 class _Count(ProgressColumn):
     """``7/24`` for the work, ``3 done`` for a machine."""
 
     def render(self, task: Task) -> Text:
+        if task.fields.get("money"):
+            return Text("")
         done = int(task.completed)
         if task.fields.get("machine"):
             return Text(f"{done} done", style="progress.download")
@@ -66,6 +72,7 @@ class ProgressDisplay:
             transient=False,
         )
         self._work: TaskID | None = None
+        self._money: TaskID | None = None
         self._rows: dict[int, TaskID] = {}
         self._running = False
 
@@ -107,6 +114,12 @@ class ProgressDisplay:
                 # a total makes the row finished, so that its spinner rests
                 self._progress.update(row, note=plain(reason, MAX_NOTE), total=self._progress.tasks[row].completed)
                 self._progress.stop_task(row)
+            case events.BudgetSet(price=price) if price is not None:
+                self._progress.console.print(budget_words(event), markup=False, highlight=False)
+            case events.SpendingChanged() if self._running:
+                if self._money is None:
+                    self._money = self._progress.add_task("money", total=None, note="", money=True)
+                self._progress.update(self._money, note=spending_words(event, self._report))
             case _:
                 pass
 
@@ -124,12 +137,57 @@ class ProgressDisplay:
     def close(self) -> None:
         """Stop drawing and show the bill."""
         if self._running:
-            if self._work is not None:
-                self._progress.stop_task(self._work)
+            for row in (self._work, self._money):
+                if row is not None:
+                    self._progress.stop_task(row)
             self._progress.stop()
             self._running = False
         if self._report.providers:
             show_bill(self._report, self._console)
+
+
+def spending_words(event: events.SpendingChanged, report: Report) -> str:
+    """What is owed by now at most, of how much, and how fast it grows; shortened upwards, for the eye alone."""
+    limit = report.budget.limits.total if report.budget is not None else None
+    of = "" if limit is None else f" of {format_amount(limit)}"
+    return f"≤ {_short(event.owed)}{of} {report.token}, {_short(event.hourly)}/h"
+
+
+def budget_words(event: events.BudgetSet) -> str:
+    """What a budget in dollars comes to, and by which price."""
+    limits, written = event.limits, event.written
+    pairs = (
+        ("", written.total, limits.total),
+        (" per hour", written.per_hour, limits.per_hour),
+        (" per provider", written.per_provider, limits.per_provider),
+    )
+    parts = [f"{w}{words} = {format_amount(u)} {event.token}{words}" for words, w, u in pairs if w and u is not None]
+    return f"budget of the {event.of}: {'; '.join(parts)}, at {event.price}"
+
+
+def _short(units: int) -> str:
+    """At most six decimals, rounded up."""
+    return format_amount(-(-units // 10**12), 6)
+
+
+def show_estimate(found: Estimate, console: Console) -> None:
+    """What each provider would take, and the cheapest, the middle and the dearest of them."""
+    what = f"{found.tasks} task{'s' * (found.tasks != 1)} of {found.seconds:g} s on {found.machines} machine(s)"
+    table = Table(title=f"What {what} would cost now, fully used", **LEAN)
+    table.add_column("provider", overflow="fold")
+    for heading in ("hour", "a task", f"all {found.token}".strip()):
+        table.add_column(heading, justify="right", overflow="fold")
+    for q in found.quotes[:MAX_QUOTES]:
+        table.add_row(Text(plain(q.name, MAX_NAME)), *(format_amount(u) for u in (q.hourly, q.per_task, q.total)))
+    table.add_section()
+    if len(found.quotes) > MAX_QUOTES:
+        table.add_row(f"… {len(found.quotes) - MAX_QUOTES} more", "", "", "")
+    for word, total in (("cheapest", found.minimum), ("middle", found.median), ("dearest", found.maximum)):
+        table.add_row(word, "", "", format_amount(total))
+    console.print(table)
+    if found.budget is not None:
+        fits = "fits" if found.fits_budget else "may not fit"
+        console.print(f"It takes about {found.duration_s:g} s and {fits} the budget of {format_amount(found.budget)}.")
 
 
 def show_bill(report: Report, console: Console) -> None:
@@ -152,6 +210,8 @@ def show_bill(report: Report, console: Console) -> None:
     table.add_section()
     table.add_row("all", str(report.tasks_done), "", format_amount(report.cost), format_amount(report.paid))
     console.print(table)
+    if report.budget is not None and report.budget.price is not None:
+        console.print(budget_words(report.budget), markup=False, highlight=False, soft_wrap=True)
     for p in report.providers.values():
         for reason in p.refused.values():
             console.print(f"not paid: the bill of {p.name}: {reason}", style="yellow", markup=False, soft_wrap=True)

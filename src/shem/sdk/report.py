@@ -8,6 +8,7 @@ from typing import Any
 
 from shem.sdk import events
 from shem.terms.amounts import format_amount
+from shem.terms.budgets import Price
 
 
 @dataclass
@@ -46,6 +47,9 @@ class Report:
     def __init__(self, token: str = "") -> None:
         self.token = token
         self.providers: dict[str, ProviderReport] = {}
+        self.budget: events.BudgetSet | None = None
+        """The session's."""
+        self.spending = events.SpendingChanged(0, 0, 0)
         self.tasks_done = 0
         self.tasks_failed = 0
         self.started = time.monotonic()
@@ -71,6 +75,10 @@ class Report:
                 self.tasks_failed += not retried
             case events.CostChanged(provider_id=pid, agreement_id=agreement, cost=cost):
                 self._of(pid).costs[agreement] = cost
+            case events.BudgetSet(of="session"):
+                self.budget = event
+            case events.SpendingChanged():
+                self.spending = event
             case events.BillRefused(provider_id=pid, agreement_id=agreement, reason=reason):
                 self._of(pid).refused[agreement] = reason
             case events.BillMissing(provider_id=pid, agreement_id=agreement):
@@ -108,6 +116,17 @@ class Report:
         if self.ended_s is None:
             self.ended_s = time.monotonic() - self.started
 
+    def _budget(self) -> dict[str, Any] | None:
+        if self.budget is None:
+            return None
+        written, limits, price = self.budget.written, self.budget.limits, self.budget.price
+        amounts = {"total": limits.total, "per_hour": limits.per_hour, "per_provider": limits.per_provider}
+        return {
+            "written": None if written.total is None else str(written.total),
+            **{name: None if units is None else format_amount(units) for name, units in amounts.items()},
+            "price": None if price is None else _price(price),
+        }
+
     def as_dict(self) -> dict[str, Any]:
         """For programs. Amounts are exact decimal strings of the token."""
         worked = [p for p in self.providers.values() if p.rentals]
@@ -121,6 +140,7 @@ class Report:
             "paid": format_amount(self.paid),
             "token": self.token,
             "settled": self.settled,
+            "budget": self._budget(),
             "by_provider": [
                 {
                     "provider_id": p.provider_id,
@@ -146,3 +166,8 @@ class Report:
                 for p in self.providers.values()
             ],
         }
+
+
+def _price(price: Price) -> dict[str, Any]:
+    made_at = None if price.made_at is None else price.made_at.isoformat()
+    return {"usd": format_amount(price.units), "token": price.token, "source": price.source, "made_at": made_at}

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from shem.sdk import golem as _golem
 from shem.sdk import rental as _rental
 from shem.sdk._facade import Facade, Portal
+from shem.sdk.estimate import Estimate
 from shem.sdk.report import Report
 from shem.sdk.types import Need, Result, SyncSetupFunction, SyncTaskFunction
 
@@ -113,11 +114,15 @@ class Rental(Facade[_rental.Rental]):
 class Golem(Facade[_golem.Golem]):
     """A session. Use it as ``with Golem(…) as golem`` or ``async with Golem(…) as golem``.
 
-    ``budget``: the most that is ever spent, as a decimal string of tokens: work stops while what was done can still be
-    paid. ``platform``: which payment platform (``erc20-polygon-glm`` …; default: the node's first). ``api_url`` and
-    ``app_key`` default to ``YAGNA_API_URL`` and ``YAGNA_APPKEY``, and else to this user's own node. ``max_hourly``: offers
-    whose fully used hour costs more are passed over. ``progress``: draw a live picture on stderr (default: when it is a
-    terminal, or ``SHEM_PROGRESS=always``). ``listener`` gets every :data:`~shem.sdk.events.Event`.
+    ``budget``: the most that is ever spent, such as ``"5 GLM"``, ``"5"`` (of the token that the session pays in) or
+    ``"2.50 USD"``: work stops while what was done can still be paid. ``budget_per_hour``: the most that any sixty minutes
+    may cost. ``budget_per_provider``: the most that one provider may earn; the work goes on at others. What is written in
+    USD is turned into tokens when the session begins, at the price that :mod:`shem.sdk.prices` finds.
+
+    ``platform``: which payment platform (``erc20-polygon-glm`` …; default: the node's first). ``api_url`` and ``app_key``
+    default to ``YAGNA_API_URL`` and ``YAGNA_APPKEY``, and else to this user's own node. ``max_hourly``: offers whose fully
+    used hour costs more are passed over. ``progress``: draw a live picture on stderr (default: when it is a terminal, or
+    ``SHEM_PROGRESS=always``). ``listener`` gets every :data:`~shem.sdk.events.Event`.
     """
 
     @property
@@ -138,6 +143,8 @@ class Golem(Facade[_golem.Golem]):
         image: str | Path,
         workers: int = 4,
         budget: str | None = None,
+        budget_per_hour: str | None = None,
+        budget_per_provider: str | None = None,
         timeout: float = 300.0,
         retries: int = 2,
         ordered: bool = False,
@@ -148,9 +155,10 @@ class Golem(Facade[_golem.Golem]):
         """Run ``task(machine, item)`` for every item on up to ``workers`` machines; yield results as they come.
 
         ``image``: a docker image: a reference (``python:3.12``), or the path of an OCI layout or ``docker save`` tar.
-        ``budget``: the most that this map may spend, in tokens, of what the session has. ``timeout``: seconds that one
-        attempt may take. ``retries``: a failed task is tried so many times more, at another provider where there is
-        one. ``ordered``: yield in the order of the items. ``setup(machine)`` runs once on each new machine.
+        ``budget``, ``budget_per_hour``, ``budget_per_provider``: the most that this map may spend, written as for the
+        session, whose own limits hold all the same. ``timeout``: seconds that one attempt may take. ``retries``: a failed
+        task is tried so many times more, at another provider where there is one. ``ordered``: yield in the order of the
+        items. ``setup(machine)`` runs once on each new machine.
         ``hire_timeout``: seconds to find a machine in.
 
         Items are drawn as needed (an endless generator will do), results are kept until you take them. Leaving the loop
@@ -164,6 +172,8 @@ class Golem(Facade[_golem.Golem]):
                 image=image,
                 workers=workers,
                 budget=budget,
+                budget_per_hour=budget_per_hour,
+                budget_per_provider=budget_per_provider,
                 timeout=timeout,
                 retries=retries,
                 ordered=ordered,
@@ -217,6 +227,16 @@ class Golem(Facade[_golem.Golem]):
                 image, command, inputs=inputs, outputs=outputs, timeout=timeout, need=need, retries=retries
             )
         )
+
+    def estimate(
+        self, *, tasks: int = 1, seconds: float = 60.0, workers: int = 4, need: Need | None = None
+    ) -> Estimate:
+        """What ``tasks`` tasks of ``seconds`` each would cost at the offers now on the market. Nothing is rented.
+
+        Fully used, without what it takes to start the image and to move files; see
+        :class:`~shem.sdk.estimate.Estimate`. Raises ``NoProviders`` when nobody offers what is needed.
+        """
+        return self._wait(lambda: self._inner.estimate(tasks=tasks, seconds=seconds, workers=workers, need=need))
 
     @classmethod
     def open(cls, inner: _golem.Golem) -> Golem:

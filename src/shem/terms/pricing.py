@@ -90,8 +90,8 @@ class LinearPricing:
         if len(usage) != len(self.coeffs):
             raise BadUsage(f"{len(self.coeffs)} usage counters are agreed, not {len(usage)}")
         total = Fraction(self.start)
-        for coeff, amount in zip(self.coeffs, usage, strict=True):
-            total += Fraction(coeff) * Fraction(usage_decimal(amount))
+        for coeff, counter in zip(self.coeffs, usage, strict=True):
+            total += Fraction(coeff) * Fraction(usage_decimal(counter))
         units: int = math.floor(total * 10**DECIMALS)
         if units > MAX_UNITS:
             raise BadUsage("the cost of this usage is more than any token's supply")
@@ -103,11 +103,11 @@ class LinearPricing:
         return not any((*self.coeffs, self.start))
 
 
-def usage_decimal(amount: float) -> Decimal:
+def usage_decimal(counter: float) -> Decimal:
     """A usage counter as the decimal it prints as. Raises :class:`BadUsage`."""
-    if isinstance(amount, bool) or not 0 <= amount <= MAX_USAGE:  # a nan fails every comparison
-        raise BadUsage(f"{amount!r} is not a usage counter (0 … {MAX_USAGE:g})")
-    return Decimal(repr(amount))
+    if isinstance(counter, bool) or not 0 <= counter <= MAX_USAGE:  # a nan fails every comparison
+        raise BadUsage(f"{counter!r} is not a usage counter (0 … {MAX_USAGE:g})")
+    return Decimal(repr(counter))
 
 
 def _coeff(number: object) -> Decimal:

@@ -74,7 +74,8 @@ class Devnet:
 
     ``providers``: how many. ``chain``: without one, only the free platform works. ``driver``: the sandbox technology
     (``auto``, ``bwrap``, ``oci``). ``images``: where providers unpack images (shared, as if they had pulled before).
-    ``price``: per provider, in tokens: ``start``, ``hourly`` (for the time) and ``cpu_hourly``.
+    ``price``: per provider, in tokens: ``start``, ``hourly`` (for the time) and ``cpu_hourly``. ``channels``: whether nodes also
+    pay, and take pay, by payment channels.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Devnet:
         images: Path | None = None,
         prices: dict[str, str] | None = None,
         provider_options: tuple[str, ...] = (),
+        channels: bool = False,
     ) -> None:
         self.root = root
         self.chain_url = ""
@@ -95,6 +97,7 @@ class Devnet:
         self.requestor = DevNode("requestor", root / "requestor")
         self.providers = [DevNode(f"provider-{n}", root / f"provider-{n}") for n in range(1, providers + 1)]
         self._with_chain = chain
+        self._vault = places.VAULT_ADDRESS if channels else ""
         self._driver = driver
         self._images = images or root / "images"
         self._prices = prices if prices is not None else {"start": "0.0001", "hourly": "0.6", "cpu_hourly": "1.2"}
@@ -266,7 +269,7 @@ class Devnet:
             return
         (node.data_dir / "config.toml").write_text(
             f"[networks.{NETWORK}]\nchain_id = {self.chain_id}\nrpc_urls = [{self.chain_url!r}]\n"
-            f'token = "{self.token}"\ntoken_symbol = "tGLM"\naliases = ["{ALIAS}"]\n'
+            f'token = "{self.token}"\ntoken_symbol = "tGLM"\naliases = ["{ALIAS}"]\nvault = "{self._vault}"\n'
         )
 
     async def _fund(self, nodes: list[DevNode], tokens: int = TOKENS_REQUESTOR) -> None:

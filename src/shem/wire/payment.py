@@ -253,6 +253,28 @@ class AgreementSum(Wire):
     total_amount: str
 
 
+class ChannelStatus(Wire):
+    """Ours: a payment channel as one side has it. ``reserved`` and ``claimed`` as the last final block that was looked at
+    has them; ``signed`` is the highest voucher; ``agreements`` are those that go on between the two nodes."""
+
+    channel_id: str
+    platform: str
+    role: Literal["Requestor", "Provider"]
+    peer: str
+    payer: str
+    payee: str
+    signer: str
+    nonce: int
+    vault: str
+    reserved: str
+    claimed: str
+    signed: str
+    valid_until: Timestamp
+    state: Literal["open", "closing", "closed"]
+    opened_tx: str
+    agreements: list[str]
+
+
 class FlowStatus(Wire):
     """Of what was asked for: what was accepted, and what is paid for good."""
 

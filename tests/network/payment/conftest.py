@@ -23,10 +23,14 @@ from aiohttp import web
 
 from shem.cogs.clock import SystemClock
 from shem.errors import NotFound
+from shem.node.config import NetworkConfig
 from shem.node.db import Database
 from shem.node.identity.keys import Identity
 from shem.node.payment.drivers.base import PaymentDriver
+from shem.node.payment.drivers.channel import ChannelDriver
+from shem.node.payment.drivers.evm.driver import EvmDriver
 from shem.node.payment.drivers.free import FreeDriver
+from shem.node.payment.drivers.networks import networks_from
 from shem.node.payment.drivers.testmoney import PLATFORM, Bank, TestMoneyDriver
 from shem.node.payment.service import PaymentConfig, Payments
 from shem.node.payment.store import Document, Kind
@@ -35,6 +39,7 @@ from shem.node.peer.network import PeerNetwork
 from shem.node.rest.payment import routes
 from shem.node.rest.server import build_app
 from shem.terms.pricing import LinearPricing
+from shem.testing.devchain import places
 from shem.wire import payment as wire
 
 TGLM = 10**18
@@ -101,6 +106,8 @@ class Deals:
         self._sessions: dict[tuple[str, str], str] = {}
         self._activities: dict[str, str] = {}
         self._usage: dict[str, list[float]] = {}
+        self.hooks: dict[str, Callable[[Any, str], None]] = {}
+        """By node: who is told of agreements."""
 
     def make(
         self,
@@ -112,6 +119,7 @@ class Deals:
         approved: bool = True,
         payer: str | None = None,
         sessions: tuple[str, str] | None = None,
+        demand: dict[str, Any] | None = None,
     ) -> str:
         agreement_id = secrets.token_hex(32)
         address = f"golem.com.payment.platform.{platform}.address"
@@ -125,9 +133,18 @@ class Deals:
             approved_at=datetime.now(UTC) if approved else None,
             app_session_id=None,
         )
+        if demand:
+            self._agreements[agreement_id].demand_properties.update(demand)
         for owner, session in zip((requestor, provider), sessions or (), strict=False):
             self._sessions[owner, agreement_id] = session
         return agreement_id
+
+    def tell(self, agreement_id: str, state: str) -> None:
+        """Both sides' markets say what became of an agreement."""
+        found = self._agreements[agreement_id]
+        for owner in (found.requestor_id, found.provider_id):
+            if owner in self.hooks:
+                self.hooks[owner](self.agreement(agreement_id, owner), state)
 
     def activity(self, agreement_id: str, usage: list[float] | None = None) -> str:
         activity_id = secrets.token_hex(16)
@@ -159,6 +176,18 @@ class Deals:
         return [a for a, agreement in self._activities.items() if agreement == agreement_id]
 
 
+class Market:
+    """The market as one node has it."""
+
+    def __init__(self, deals: Deals, node_id: str) -> None:
+        self._deals = deals
+        self._node_id = node_id
+        self.agreement = deals.agreement
+
+    def on_agreement(self, handler: Callable[[Any, str], None]) -> None:
+        self._deals.hooks[self._node_id] = handler
+
+
 class Node:
     """One node's payments; can be cut off its power and started again on the same file."""
 
@@ -180,8 +209,9 @@ class Node:
         self.db.on_death = self.died.set
         self.network = PeerNetwork(self.identity, self.world.loopback.transport)
         drivers = self.world.drivers(self)
+        market = Market(self.world.deals, self.id)
         self.payments = Payments(
-            self.db, self.network, self.identity, self.world.deals, self.world.deals, drivers, SystemClock(), FAST
+            self.db, self.network, self.identity, market, self.world.deals, drivers, SystemClock(), self.world.config
         )
         await self.network.__aenter__()
         self.address = self.network.address()
@@ -262,6 +292,8 @@ class World:
         self.bank = Bank()
         self.deals = Deals()
         self.nodes: dict[str, Node] = {}
+        self.config = FAST
+        self.chain: Any = None
 
     def drivers(self, node: Node) -> list[PaymentDriver]:
         """What each node pays with; a test may put in others before nodes start."""
@@ -287,6 +319,35 @@ async def world_of(directory: Path, *names: str) -> AsyncIterator[World]:
     finally:
         for node in world.nodes.values():
             await node.stop()
+
+
+@asynccontextmanager
+async def channel_world_of(directory: Path, *more: str, gather_s: float = 0.03) -> AsyncIterator[World]:
+    """Alice, bob and whoever else, with money on a chain of their own that has a vault."""
+    from shem.testing.devchain.node import DevChain  # dear to import: only these tests need a chain
+
+    async with DevChain(directory=directory / "chain", block_time_s=0.02) as chain, world_of(directory) as made:
+        config = NetworkConfig(
+            chain_id=places.CHAIN_ID,
+            rpc_urls=(chain.rpc_url,),
+            token=places.TOKEN_ADDRESS,
+            token_symbol="tGLM",
+            vault=places.VAULT_ADDRESS,
+        )
+        [network] = networks_from({"devnet": config})
+        quick = msgspec.structs.replace(network, poll_s=0.01, max_poll_s=0.05, gather_s=gather_s)
+
+        def drivers(node: Node) -> list[PaymentDriver]:
+            erc20 = EvmDriver(node.db, [quick], [node.identity])
+            return [erc20, ChannelDriver(erc20)]
+
+        made.drivers = drivers  # type: ignore[method-assign]
+        made.chain = chain
+        made.config = msgspec.structs.replace(FAST, cover_timeout_s=2.0)
+        for name in ("alice", "bob", *more):
+            node = await made.add(name)
+            chain.fund(node.id, wei=TGLM, token_units=100 * TGLM)
+        yield made
 
 
 async def eventually(check: Callable[[], Any], what: str = "it", timeout_s: float = 5.0) -> None:
@@ -325,6 +386,11 @@ def mallory(world: World) -> Node:
 @pytest.fixture
 def wait() -> Callable[..., Any]:
     return eventually
+
+
+@pytest.fixture
+def open_channels() -> Callable[..., Any]:
+    return channel_world_of
 
 
 @pytest.fixture

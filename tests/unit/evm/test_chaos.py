@@ -70,8 +70,7 @@ class World:
         self.driver_type = driver_type
         self.identity = Identity(b"\7" * 32)
         self.clock = ManualClock()
-        self.chain = Chain(directory)
-        self.rpc = Rpc(self.chain, changed=lambda: None, automine=lambda on: None)
+        self.start_chain()
         self.chain.fund(bytes.fromhex(self.identity.address[2:]), 10**18, 10**24)
         for _ in range(3):
             self.chain.mine()  # the money itself must not go in a reorg
@@ -81,6 +80,10 @@ class World:
         self.network = msgspec.structs.replace(network, rebroadcast_s=1.0, replace_after_s=2.0)
         self.ordered = 0
         self.open()
+
+    def start_chain(self) -> None:
+        self.chain = Chain(self.directory)
+        self.rpc = Rpc(self.chain, changed=lambda: None, automine=lambda on: None)
 
     def open(self) -> None:
         self.db = Database(self.directory / "node.sqlite")

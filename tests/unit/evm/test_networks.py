@@ -94,3 +94,21 @@ def test_an_alias_is_another_name_for_the_same_money() -> None:
 def test_names_that_could_be_taken_for_other_money_are_refused(config: dict[str, NetworkConfig], said: str) -> None:
     with pytest.raises(Misconfigured, match=said):
         networks_from(config)
+
+
+def test_a_vault_makes_the_channel_platforms() -> None:
+    assert not any(network.channel_platforms for network in PUBLISHED)
+    assert networks_from({"devnet": mine()})[0].channel_platforms == []
+    given = mine(aliases=("holesky",), vault=places.VAULT_ADDRESS.upper().replace("X", "x"))
+    (network,) = networks_from({"devnet": given})
+    own, other = network.channel_platforms
+    assert (own.platform, own.driver, own.money) == ("channel-devnet-tglm", "channel", "channel-devnet-tglm")
+    assert (other.platform, other.money) == ("channel-holesky-tglm", "channel-devnet-tglm")
+    assert network.vault == places.VAULT_ADDRESS
+    assert [platform.driver for platform in network.platforms] == ["erc20", "erc20"]
+
+
+@pytest.mark.parametrize("vault", ["0x12", "0x" + "zz" * 20, "12" * 21, "0x" + "00" * 20, places.TOKEN_ADDRESS])
+def test_a_vault_that_can_be_none_is_named(vault: str) -> None:
+    with pytest.raises(Misconfigured, match=r"networks\.devnet\.vault"):
+        networks_from({"devnet": mine(vault=vault)})

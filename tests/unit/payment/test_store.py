@@ -68,6 +68,7 @@ def test_values_survive(store):
         owner="me", payment_id="o", role="Provider", payer_id="them", payee_id="me", payer="them", payee="me",
         platform="p", amount=BIG, at=T0, tx_hash="0x1", block_number=1, block_hash="0x2",
         parts=(Part(agreement_id="g", amount=str(BIG), activity_id="x"),), sessions=("s", "t"), state="final",
+        pot="0x1",
     )  # fmt: skip
     store.save_transfer(transfer)
     assert store.transfer("o", "me") == transfer

@@ -132,8 +132,8 @@ def devchain() -> Iterator[World]:
 
 
 @contextmanager
-def anvil() -> Iterator[World]:
-    """A real node, with our contracts deployed by their constructors."""
+def anvil_process() -> Iterator[Call]:
+    """A real node that mines when told; called with JSON-RPC (one request, or several) it gives the answer."""
     path = os.environ.get("SHEM_ANVIL") or shutil.which("anvil")
     if not path:
         pytest.skip("anvil is not installed (set SHEM_ANVIL to its path): the vault runs on the devnet's chain alone")
@@ -146,22 +146,32 @@ def anvil() -> Iterator[World]:
         stack.callback(process.wait)
         stack.callback(process.kill)
 
-        def rpc(method: str, *params: object) -> Any:
-            body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).encode()
+        def ask(asked: object) -> Any:
+            body = json.dumps(asked).encode()
             request = urllib.request.Request(f"http://127.0.0.1:{port}", body, {"Content-Type": "application/json"})
             with urllib.request.urlopen(request, timeout=10) as answer:
-                told = json.load(answer)
-            assert "error" not in told, told["error"]
-            return told["result"]
+                return json.load(answer)
 
         deadline = time.monotonic() + 20
         while True:
             try:
-                rpc("eth_chainId")
+                ask({"jsonrpc": "2.0", "id": 1, "method": "eth_chainId", "params": []})
                 break
             except OSError:
                 assert time.monotonic() < deadline, "anvil does not answer"
                 time.sleep(0.02)  # a child that has no way to say that it is ready
+        yield ask
+
+
+@contextmanager
+def anvil() -> Iterator[World]:
+    """A real node, with our contracts deployed by their constructors."""
+    with anvil_process() as ask:
+
+        def rpc(method: str, *params: object) -> Any:
+            told = ask({"jsonrpc": "2.0", "id": 1, "method": method, "params": params})
+            assert "error" not in told, told["error"]
+            return told["result"]
 
         world = World(rpc, lambda: rpc("evm_mine"), lambda seconds: rpc("evm_increaseTime", seconds))
         rich = Identity(ANVIL_KEY)

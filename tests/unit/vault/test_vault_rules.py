@@ -39,6 +39,25 @@ def test_what_stands_on_the_devnet_is_what_the_constructor_makes(world: Any) -> 
         assert told == "0x" + vault.separator(vault.Vault(world.vault.chain_id, at)).hex()
 
 
+def test_our_code_is_known_wherever_it_stands_and_nothing_else_is(world: Any) -> None:
+    for _ in range(2):
+        code = bytes.fromhex(world.rpc("eth_getCode", world.vault.address, "latest")[2:])
+        assert vault.is_our_code(code, world.vault, world.token)
+        elsewhere = vault.Vault(world.vault.chain_id, "0x" + "12" * 20)
+        assert not vault.is_our_code(code, elsewhere, world.token)
+        assert not vault.is_our_code(code, vault.Vault(1, world.vault.address), world.token)
+        assert not vault.is_our_code(code, world.vault, world.vault.address)
+        for place in (0, len(code) // 2, len(code) - 97):
+            changed = code[:place] + bytes([code[place] ^ 1]) + code[place + 1 :]
+            assert not vault.is_our_code(changed, world.vault, world.token)
+        assert not vault.is_our_code(b"", world.vault, world.token)
+        world.stand_on(places.artifact("Vault")["bytecode"])
+
+
+def test_the_pinned_code_is_the_artifact_s() -> None:
+    assert keccak256(places.runtime_code("Vault")) == vault.CODE_HASH
+
+
 def test_ids_and_digests_are_the_contract_s_own(world: Any, open_channel: Any) -> None:
     key, _, _ = open_channel
     words = bytes.fromhex("".join(a[2:].rjust(64, "0") for a in (key.payer, key.payee, key.signer))) + bytes(32)

@@ -25,7 +25,7 @@ from shem.node.activity.events import Finished, StateChanged
 from shem.node.activity.intake import FAILED, Intake, Journal
 from shem.node.activity.lifecycle import State, check_step, may_step, parse_state
 from shem.node.activity.pushing import Pusher
-from shem.node.activity.settings import AgreementBook, Hooks, Settings
+from shem.node.activity.settings import Admit, AgreementBook, Hooks, Settings, admit_all
 from shem.node.activity.store import ProviderEventRow
 from shem.node.activity.unit import UnitSession
 from shem.node.db import Database
@@ -48,8 +48,11 @@ class Hosting:
         settings: Settings,
         hooks: Hooks,
         background: Background,
+        admit: Admit = admit_all,
     ) -> None:
+        """``admit`` is awaited before an activity is made: no work starts that nobody pays for."""
         self._db = db
+        self._admit = admit
         self._agreements = agreements
         self._clock = clock
         self._settings = settings
@@ -259,7 +262,11 @@ class Hosting:
             raise NotAllowed("the agreement is not yours", code="not_your_agreement")
         if agreement.state != "Approved":
             raise Refused(f"the agreement is {agreement.state}, not Approved", code="agreement_not_approved")
+        await self._admit(agreement.provider_id, message.agreement_id)
         with self._db.transaction(durable=True) as connection:
+            state = self._agreements.agreement(message.agreement_id).state
+            if state != "Approved":
+                raise Refused(f"the agreement is {state}, not Approved", code="agreement_not_approved")
             known = store.find(connection, "Provider", message.activity_id)
             if known is not None:
                 if known["peer"] != peer or known["agreement_id"] != message.agreement_id:

@@ -116,7 +116,8 @@ class Renting:
     async def _initialize(self, activity_id: str, agreement_id: str, provider: NodeId, timeout_s: float) -> State:
         message = protocol.pack(protocol.Create(activity_id, agreement_id))
         async with asyncio.timeout(timeout_s):
-            await self._peers.call(provider, protocol.CREATE, message, timeout_s=min(timeout_s, self._settings.call_s))
+            patience_s = min(timeout_s, self._settings.create_s)
+            await self._peers.call(provider, protocol.CREATE, message, timeout_s=patience_s)
             with self._db.transaction() as connection:
                 connection.execute("update rented set created = 1 where activity_id = ?", (activity_id,))
             state = await self._changed.wait_for(activity_id, lambda: self._begun(activity_id), timeout_s)

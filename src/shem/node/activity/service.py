@@ -17,7 +17,7 @@ from shem.node.activity.hosting import Hosting
 from shem.node.activity.lifecycle import Activity, Role
 from shem.node.activity.protocol import Peers
 from shem.node.activity.renting import Renting
-from shem.node.activity.settings import ActivityHandler, Agreement, AgreementBook, Hooks, Settings
+from shem.node.activity.settings import ActivityHandler, Admit, Agreement, AgreementBook, Hooks, Settings, admit_all
 from shem.node.db import Database
 
 log = logging.getLogger(__name__)
@@ -30,8 +30,15 @@ class Activities:
     """The service. ``renting`` is the requestor's side, ``hosting`` the provider's."""
 
     def __init__(
-        self, db: Database, peers: Peers, market: AgreementBook, clock: Clock, settings: Settings | None = None
+        self,
+        db: Database,
+        peers: Peers,
+        market: AgreementBook,
+        clock: Clock,
+        settings: Settings | None = None,
+        admit: Admit = admit_all,
     ) -> None:
+        """``admit`` is awaited before a requestor's activity is made here."""
         self._db = db
         self._clock = clock
         self._settings = settings or Settings()
@@ -40,7 +47,7 @@ class Activities:
         db.migrate(store.DOMAIN, store.SCRIPTS)
         parts = (db, peers, market, clock, self._settings, self._hooks, self._background)
         self.renting = Renting(*parts)
-        self.hosting = Hosting(*parts)
+        self.hosting = Hosting(*parts, admit)
         market.on_agreement(self._agreement_changed)
 
     async def start(self) -> None:

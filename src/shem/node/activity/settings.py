@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import msgspec
@@ -15,6 +15,14 @@ log = logging.getLogger(__name__)
 
 ActivityHandler = Callable[[Activity, State], None]
 """Called inside the transaction that changes a state, with the activity as it is now and its state."""
+
+
+Admit = Callable[[str, str], Awaitable[None]]
+"""(provider, agreement): returns when work may start, raises when it may not."""
+
+
+async def admit_all(owner: str, agreement_id: str) -> None:
+    """Where nobody has to be waited for."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +38,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """A vanished provider's node may come back this long before its activities are Unresponsive."""
     call_s: float = 10.0
     """One call to the other node."""
+    create_s: float = 60.0
+    """The call that creates an activity: the provider's node may wait for the money to be reserved."""
     retry_first_s: float = 0.1
     retry_last_s: float = 15.0
     retry_for_s: float = 3600.0

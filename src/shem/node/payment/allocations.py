@@ -9,7 +9,7 @@ reserves nothing, and everything that was accepted from it becomes due.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime
 
 from shem.errors import NotFound, Refused
@@ -49,6 +49,10 @@ class TimeoutPassed(BadAllocation):
     default_code = "allocation_timeout_passed"
 
 
+async def _nothing(owner: str, platform: str) -> tuple[int, int]:
+    return 0, 0
+
+
 class Allocations:
     """The owner's allocations."""
 
@@ -56,6 +60,9 @@ class Allocations:
         self._books = books
         self._store = books.store
         self._default = default_platform
+        self.channel_platforms: Collection[str] = ()
+        self.in_vault: Callable[[str, str], Awaitable[tuple[int, int]]] = _nothing
+        """Set by the channels: (owner, channel platform) → what lies free in its vault, and in channels."""
 
     # --- platforms ---
 
@@ -214,7 +221,9 @@ class Allocations:
 
     def reserved(self, owner: str, platform: str) -> int:
         """What the owner has promised of a platform's money, in base units."""
-        names = self._books.same_money(platform)
+        return self._reserved_on(owner, self._books.same_money(platform))
+
+    def _reserved_on(self, owner: str, names: Sequence[str]) -> int:
         allocations = [a for a in self._store.active_allocations(owner) if a.platform in names]
         owing = [account for name in names for account in self._store.owing(owner, name)]
         return ledger.reserved(allocations, owing)
@@ -222,7 +231,15 @@ class Allocations:
     async def _balance(self, platform: Platform, owner: str) -> int:
         if not platform.moves_money:
             return 0
-        return (await self._books.drivers[platform.platform].balance(platform.platform, owner)).token_units
+        held = (await self._books.drivers[platform.platform].balance(platform.platform, owner)).token_units
+        channels = [name for name in self._books.same_money(platform.platform) if name in self.channel_platforms]
+        if not channels:
+            return held
+        free, locked = await self.in_vault(owner, channels[0])
+        if platform.platform in channels:
+            return held + locked
+        # What is promised on channels is taken from the vault first: only that part of the vault helps here.
+        return held + min(free + locked, self._reserved_on(owner, channels))
 
     def _check_funds(self, owner: str, platform: Platform, requested: int, balance: int) -> None:
         if platform.moves_money:  # where nothing is ever paid, any limit is as good

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -23,7 +23,7 @@ from shem.node.payment.deal import AgreementView, Deal, deal_of
 from shem.node.payment.drivers.base import PaymentDriver, Platform
 from shem.node.payment.ledger import Account, Chain
 from shem.node.payment.lifecycle import Fact, follow
-from shem.node.payment.protocol import LetterKind, Message, Signer, seal
+from shem.node.payment.protocol import AcceptanceMessage, LetterKind, Message, Signer, VoucherPart, seal
 from shem.node.payment.store import Document, Event, Kind, Store
 from shem.terms.amounts import format_amount
 from shem.terms.ids import NodeId
@@ -35,11 +35,21 @@ Role = Literal["Requestor", "Provider"]
 _EVENT_PREFIX: Mapping[Kind, str] = {"debit-note": "DebitNote", "invoice": "Invoice"}
 
 
+def _purse(platform: Platform) -> tuple[object, ...]:
+    """Platforms with the same answer draw on one wallet: one token of one chain, however it is paid."""
+    if platform.chain_id is None or not platform.moves_money:
+        return (platform.money,)
+    return platform.chain_id, platform.token
+
+
 class Agreements(Protocol):
     """What payment needs of the market."""
 
     def agreement(self, agreement_id: str, owner: NodeId | None = None) -> AgreementView:
         """Raises :class:`NotFound`."""
+
+    def on_agreement(self, handler: Callable[[Any, str], None]) -> None:
+        """``handler(agreement, state)`` inside the transaction of every change."""
 
 
 class Activities(Protocol):
@@ -104,6 +114,10 @@ class Books:
         """True once the service stops: a late message is stored, and acted on at the next start."""
         self.wake_peer: Callable[[str], None] = lambda peer: None
         """Set by the outbox: there is a letter for this peer."""
+        self.voucher: Callable[[Account, int], VoucherPart | None] = lambda account, drawn: None
+        """Set by the channels: what an acceptance of so much more must carry; may refuse it."""
+        self.take_voucher: Callable[[Account, AcceptanceMessage, int], None] = lambda account, message, drawn: None
+        """Set by the channels: refuses an acceptance of so much more that carries nothing good."""
         self.wake_settler: Callable[[], None] = lambda: None
         """Set by the settler: something is due."""
 
@@ -112,7 +126,7 @@ class Books:
         known = self.platforms.get(platform)
         if known is None:
             return [platform]
-        return [name for name, other in self.platforms.items() if other.money == known.money]
+        return [name for name, other in self.platforms.items() if _purse(other) == _purse(known)]
 
     def write(self) -> AbstractContextManager[object]:
         """A durable transaction."""

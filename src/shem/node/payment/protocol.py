@@ -1,8 +1,8 @@
-"""What payment services say to each other: six signed messages, each a request with an empty answer.
+"""What payment services say to each other: signed messages, each a request; all answers but one are empty.
 
 A message travels as ``Signed(payload, signature)``: the payload is msgpack bytes, signed as they are under the method's
 name, so that a receiver checks exactly what was signed and keeps it as evidence, and a later version may add a field
-(the voucher of a payment channel belongs into :class:`AcceptanceMessage`). Before a service sees a message it is
+(an acceptance on a channel platform carries the voucher that makes it worth something). Before a service sees a message it is
 bounded, its signature is verified, and its issuer is the peer on the line; nobody bills or accepts for somebody else.
 
 Every handler is idempotent by the id of its document or payment, since letters are delivered at least once. A handler
@@ -32,6 +32,7 @@ _Text = Annotated[str, msgspec.Meta(max_length=2000)]
 _Node = Annotated[str, msgspec.Meta(pattern=r"^0x[0-9a-f]{40}\Z")]
 _Us = Annotated[int, msgspec.Meta(ge=0, le=253_402_300_799_999_999)]
 """Microseconds since 1970, up to the year 9999: what a calendar can hold."""
+_Signature = Annotated[bytes, msgspec.Meta(min_length=65, max_length=65)]
 Units = Annotated[str, msgspec.Meta(pattern=r"^(0|[1-9][0-9]{0,28})\Z")]
 """Base units: msgpack's integers end at 64 bits."""
 
@@ -71,6 +72,23 @@ class InvoiceMessage(Billing, frozen=True, kw_only=True):
     due_at: _Us
 
 
+class KeyPart(msgspec.Struct, frozen=True, kw_only=True):
+    """What names a channel in its vault."""
+
+    payer: _Node
+    payee: _Node
+    signer: _Node
+    nonce: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class VoucherPart(msgspec.Struct, frozen=True, kw_only=True):
+    """The payee may collect ``amount`` in all from this channel: signed for its vault, see ``drivers.evm.vault``."""
+
+    key: KeyPart
+    amount: Units
+    signature: _Signature
+
+
 class AcceptanceMessage(Message, frozen=True, kw_only=True):
     """The payer owes this document. ``accepted`` is what it owes for the whole agreement, this included."""
 
@@ -79,6 +97,25 @@ class AcceptanceMessage(Message, frozen=True, kw_only=True):
     amount: Units
     accepted: Units
     issued_at: _Us
+    voucher: VoucherPart | None = None
+
+
+class ChannelMessage(Message, frozen=True, kw_only=True):
+    """The payer has reserved money for the payee, or more of it. The payee looks for itself before it believes."""
+
+    platform: _Id
+    chain_id: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    vault: _Node
+    key: KeyPart
+    tx_hash: _Id
+
+
+class CloseMessage(Message, frozen=True, kw_only=True):
+    """The payer asks for the payee's word that ``amount`` is all that it gets from the channel. The answer is that
+    word's signature, 65 bytes."""
+
+    channel_id: _Id
+    amount: Units
 
 
 class RejectionMessage(Message, frozen=True, kw_only=True):
@@ -125,7 +162,8 @@ class Signed(msgspec.Struct, frozen=True, array_like=True):
     signature: Annotated[bytes, msgspec.Meta(max_length=65)]
 
 
-LetterKind = Literal["debit-note", "invoice", "acceptance", "rejection", "cancellation", "payment"]
+LetterKind = Literal["debit-note", "invoice", "acceptance", "rejection", "cancellation", "payment", "channel"]
+CallKind = Literal["close"]
 KINDS: Mapping[str, type[Message]] = MappingProxyType(
     {
         "debit-note": NoteMessage,
@@ -134,6 +172,8 @@ KINDS: Mapping[str, type[Message]] = MappingProxyType(
         "rejection": RejectionMessage,
         "cancellation": CancellationMessage,
         "payment": PaymentMessage,
+        "channel": ChannelMessage,
+        "close": CloseMessage,
     }
 )
 
@@ -152,6 +192,9 @@ class Signer(Protocol):
 
     def sign(self, purpose: str, payload: bytes) -> bytes:
         """65 bytes."""
+
+    def sign_digest(self, digest: bytes) -> bytes:
+        """65 bytes over the digest of a typed structure that was built here: vouchers and their ends."""
 
 
 class Peers(Protocol):
@@ -200,6 +243,22 @@ def units(text: str) -> int:
 
 def serve(peers: Peers, kind: LetterKind, shape: type[M], me: Signer, handle: Callable[[M, Signed], None]) -> None:
     """Hand every verified message of ``kind`` that is meant for ``me`` to ``handle`` (sync: one transaction)."""
+
+    async def answer(message: M, signed: Signed) -> bytes:
+        handle(message, signed)
+        return b""
+
+    answering(peers, kind, shape, me, answer)
+
+
+def answering(
+    peers: Peers,
+    kind: LetterKind | CallKind,
+    shape: type[M],
+    me: Signer,
+    handle: Callable[[M, Signed], Awaitable[bytes]],
+) -> None:
+    """The same for messages whose sender waits for what ``handle`` has to say."""
     method = method_of(kind)
 
     async def on_call(peer: NodeId, request: bytes) -> bytes:
@@ -211,7 +270,6 @@ def serve(peers: Peers, kind: LetterKind, shape: type[M], me: Signer, handle: Ca
         if message.issuer != peer or message.recipient != me.node_id:
             raise BadMessage(f"a {kind} from {message.issuer} to {message.recipient} came from {peer} to {me.node_id}")
         verify(method, signed.payload, signed.signature, cast(NodeId, message.issuer))
-        handle(message, signed)
-        return b""
+        return await handle(message, signed)
 
     peers.serve(method, on_call, max_request=MAX_MESSAGE_BYTES + 1024)

@@ -260,7 +260,7 @@ class ProviderDesk:
     # --- from peers ---
 
     def receive_acceptance(self, message: AcceptanceMessage, signed: Signed) -> None:
-        """The requestor owes a document."""
+        """The requestor owes a document. Where money is owed by voucher, one without a good one changes nothing."""
         with self._books.write():
             document, account = self._answered(message.document_id, message.recipient, message.issuer)
             if units(message.amount) != document.amount:
@@ -272,6 +272,7 @@ class ProviderDesk:
                 result = ledger.accept_note(account, self._books.chain(document.activity_id, account), document.amount)
             else:
                 result = ledger.accept_invoice(account, document.amount)
+            self._books.take_voucher(account, message, result.drawn)
             self._books.accepted(document, result.account, result, answer=signed.payload, signature=signed.signature)
 
     def receive_rejection(self, message: RejectionMessage, signed: Signed) -> None:

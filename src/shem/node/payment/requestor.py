@@ -164,7 +164,9 @@ class RequestorDesk:
         """Owe the document: its growth is drawn from the allocation, ordered where it is payable, and the provider told.
 
         Accepting again changes nothing. Raises :class:`~ledger.WrongAmount`, :class:`NotAcceptable`,
-        :class:`~ledger.WrongAllocation`, :class:`~ledger.AllocationReleased`, :class:`~ledger.AllocationShort`.
+        :class:`~ledger.WrongAllocation`, :class:`~ledger.AllocationReleased`, :class:`~ledger.AllocationShort`; where
+        money is owed by voucher, also :class:`~shem.node.payment.channel.CoverShort` and
+        :class:`~shem.node.payment.channel.NoChannel`: then try again soon.
         """
         with self._books.write():
             document = self._books.document(kind, document_id, owner, "Requestor")
@@ -200,6 +202,7 @@ class RequestorDesk:
                 amount=str(document.amount),
                 accepted=str(account.accepted),
                 issued_at=to_us(self._books.clock.now()),
+                voucher=self._books.voucher(account, result.drawn),
             )
             payload, signature = self._books.post(owner, account.peer_id, "acceptance", message, document_id)
             self._books.accepted(document, account, result, answer=payload, signature=signature)
@@ -230,6 +233,7 @@ class RequestorDesk:
             self._store.save_document(msgspec.structs.replace(document, answer=payload, answer_signature=signature))
             account = self._books.take_back(document, account)
             self._books.tell(document, account, "Rejected", msgspec.json.encode(body))
+            self._books.db.after_commit(self._books.wake_settler)
 
     def audit(self, owner: str, kind: Kind, document_id: str) -> wire.Audit:
         """What this node knows about a document."""

@@ -68,4 +68,40 @@ create index payment_outbox_peer on payment_outbox (peer_id, seq);
 drop index payment_transfer_tx;
 create index payment_transfer_tx on payment_transfer (tx_hash);
 """,
+    # payment channels; claims are counted by pot: a transaction, or a channel
+    """
+create table payment_channel (
+    owner text not null, channel_id text not null, role text not null, peer_id text not null, platform text not null,
+    payer text not null, payee text not null, signer text not null, nonce integer not null,
+    chain_id integer not null, vault text not null, reserved text not null, valid_until integer not null,
+    claimed text not null, owed text not null, signed text not null, signature blob,
+    state text not null, close_signature blob, opened_tx text not null, created_at integer not null,
+    primary key (owner, channel_id)
+) without rowid;
+create index payment_channel_state on payment_channel (state, owner);
+create table payment_cover (
+    owner text not null, agreement_id text not null, role text not null, peer_id text not null, platform text not null,
+    payer text not null, payee text not null, wanted text not null, least text not null, ends_at integer not null,
+    live integer not null, changed_at integer not null,
+    primary key (owner, agreement_id)
+) without rowid;
+create index payment_cover_live on payment_cover (live, owner, peer_id);
+create table payment_channel_request (
+    request_id text primary key, owner text not null, kind text not null, peer_id text not null, platform text not null,
+    payer text not null, payee text not null, channel_id text not null, amount text not null, state text not null,
+    tx_hash text not null, created_at integer not null
+);
+create index payment_channel_request_open on payment_channel_request (state, owner, platform);
+create index payment_channel_request_channel on payment_channel_request (channel_id, kind);
+create table payment_channel_order (
+    seq integer primary key, order_id text not null unique, owner text not null, peer_id text not null,
+    platform text not null, payer text not null, payee text not null, amount text not null, target text not null,
+    settle_at integer not null, done integer not null
+);
+create index payment_channel_order_way on payment_channel_order (done, platform, payer, payee);
+alter table payment_transfer add column pot text not null default '';
+update payment_transfer set pot = tx_hash;
+drop index payment_transfer_tx;
+create index payment_transfer_pot on payment_transfer (pot);
+""",
 ]

@@ -20,13 +20,14 @@ from shem.node.db import Database
 from shem.node.payment import protocol
 from shem.node.payment.allocations import Allocations
 from shem.node.payment.books import Activities, Agreements, Books
+from shem.node.payment.channels import Channels
 from shem.node.payment.drivers.base import DriverProblem, PaymentDriver
 from shem.node.payment.outbox import Outbox
 from shem.node.payment.protocol import Peers, Signer
 from shem.node.payment.provider import ProviderDesk
 from shem.node.payment.requestor import RequestorDesk
 from shem.node.payment.settlement import Settler, Verifier
-from shem.node.payment.store import Document, Event, Kind, Store, Transfer
+from shem.node.payment.store import Document, Event, Kind, Letter, Store, Transfer
 from shem.wire.payment import PlatformChoice
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,10 @@ class PaymentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """First and longest delay of another attempt to reach a peer."""
     verify_s: tuple[float, float] = (0.2, 15.0)
     """First and longest delay of another look at a claimed payment."""
+    settle_after_s: float = 24 * 3600.0
+    """What is due on a channel that goes on is paid on the chain after so long; its voucher is good until then."""
+    cover_timeout_s: float = 30.0
+    """How long the start of work waits until money is reserved for it."""
 
 
 class Payments:
@@ -68,17 +73,23 @@ class Payments:
         self._due = asyncio.Event()
         self._timer: asyncio.Task[object] | None = None
         self.books = Books(db, Store(db), signer, market, activities, drivers, clock)
-        self.books.wake_settler = self._due.set
+        self.books.wake_settler = self._look_again
         self.allocations = Allocations(self.books, config.default_platform)
         self.requestor = RequestorDesk(self.books)
         self.provider = ProviderDesk(self.books)
         self.settler = Settler(self.books)
         self.verifier = Verifier(self.books, self._tasks, retry_s=config.verify_s)
+        self.channels = Channels(
+            self.books, peers, market, drivers, self._tasks, config.settle_after_s, config.cover_timeout_s
+        )
+        self.books.voucher, self.books.take_voucher = self.channels.voucher, self.channels.take
+        self.verifier.channels, self.verifier.channel_platforms = self.channels.verify, self.channels.platforms
+        self.allocations.in_vault, self.allocations.channel_platforms = self.channels.in_vault, self.channels.platforms
         self.outbox = Outbox(
             self.books,
             peers,
             self._tasks,
-            delivered=self.provider.delivered,
+            delivered=self._delivered,
             refused=self.provider.refused,
             retry_s=config.retry_s,
         )
@@ -94,6 +105,7 @@ class Payments:
         serve(self._peers, "payment", protocol.PaymentMessage, me, self.verifier.receive)
         for driver in self._drivers:
             await driver.start()
+        self.channels.start()
         self.outbox.start()
         self.verifier.start()
         self._due.set()
@@ -106,6 +118,20 @@ class Payments:
         await self._tasks.close()
         for driver in self._drivers:
             await driver.stop()
+
+    def _delivered(self, letter: Letter) -> None:
+        self.provider.delivered(letter)
+        if letter.kind == "acceptance":  # a channel may end once its last voucher has arrived
+            self.books.db.after_commit(self.channels.changed)
+
+    def _look_again(self) -> None:
+        self._due.set()
+        self.channels.changed()
+
+    async def admit(self, owner: str, agreement_id: str) -> None:
+        """Before work for an agreement starts on the provider's side: wait until money is reserved for it, where it is
+        paid through a channel. Raises :class:`~shem.node.payment.channel_payee.NoCover`."""
+        await self.channels.admit(owner, agreement_id)
 
     async def _settle(self) -> None:
         """Order what is due and end allocations: when told, and when the next moment set in the store comes."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import timedelta
 
 import msgspec
@@ -27,7 +27,6 @@ from shem.node.payment.drivers.base import (
     DriverProblem,
     Failure,
     NotFinalYet,
-    PaymentDriver,
     PaymentNotFound,
     PaymentOrder,
     Settlement,
@@ -227,6 +226,9 @@ class Verifier:
         self._tasks = tasks
         self._first_delay_s, self._last_delay_s = retry_s
         self._looking: set[tuple[str, str]] = set()
+        self.channels: Callable[[Transfer], Awaitable[VerifiedTransfer]] | None = None
+        """Looks at what was paid through channels; set with the platforms of which that is so."""
+        self.channel_platforms: Collection[str] = ()
         self._turn = asyncio.Semaphore(VERIFY_AT_ONCE)
 
     def start(self) -> None:
@@ -298,9 +300,7 @@ class Verifier:
             while True:
                 try:
                     async with self._turn, asyncio.timeout(VERIFY_TIMEOUT_S):
-                        found = await self._driver(claim).verify(
-                            claim.platform, claim.tx_hash, claim.payer, claim.payee, claim.amount
-                        )
+                        found = await self._verify(claim)
                 except PaymentNotFound as error:
                     missing += 1
                     if missing >= MAX_NOT_FOUND:
@@ -312,8 +312,9 @@ class Verifier:
                 except (NotFinalYet, PeerFailed, TimeoutError) as error:
                     log.debug("payment %s waits: %s", claim.payment_id, error)
                 else:
-                    self._found(claim, found)
-                    return
+                    if self._found(claim, found, patient=missing < MAX_NOT_FOUND):
+                        return
+                    missing += 1
                 if claim.at + MAX_CLAIM_AGE < self._books.clock.now():
                     self._refute(claim, "it did not become final in a week")
                     return
@@ -322,25 +323,29 @@ class Verifier:
         finally:
             self._looking.discard(key)
 
-    def _driver(self, claim: Transfer) -> PaymentDriver:
+    async def _verify(self, claim: Transfer) -> VerifiedTransfer:
+        if self.channels is not None and claim.platform in self.channel_platforms:
+            return await self.channels(claim)
         driver = self._books.drivers.get(claim.platform)
         if driver is None:
             raise Refused(f"no driver serves {claim.platform}", code="unknown_platform")
-        return driver
+        return await driver.verify(claim.platform, claim.tx_hash, claim.payer, claim.payee, claim.amount)
 
-    def _found(self, claim: Transfer, found: VerifiedTransfer) -> None:
-        """Count the transfer, as far as other claims leave something of it."""
+    def _found(self, claim: Transfer, found: VerifiedTransfer, *, patient: bool) -> bool:
+        """Count the transfer, as far as other claims leave something of it; false to look again at a pot that grows."""
         with self._books.write():
             # By the driver's spelling of the hash: the claim's may differ from another claim's in case only. On whatever
             # platform: a network may go by several names, and a transaction is one chain's only.
-            taken = self._store.claimed_on(found.tx_hash, claim.payer, claim.payee)
+            taken = self._store.claimed_on(found.pot or found.tx_hash, claim.payer, claim.payee)
             if taken + claim.amount > found.amount_units:
+                if found.pot and patient:
+                    return False
                 self._refute(
                     claim,
                     f"transaction {claim.tx_hash} moved {format_amount(found.amount_units)}, "
                     f"and {format_amount(taken)} of it paid something else",
                 )
-                return
+                return True
             grown: dict[str, ledger.Account] = {}
             for part in claim.parts:
                 account = grown.get(part.agreement_id) or self._store.account(part.agreement_id, claim.owner)
@@ -354,12 +359,14 @@ class Verifier:
                     tx_hash=found.tx_hash,
                     block_number=found.block_number,
                     block_hash=found.block_hash,
+                    pot=found.pot or found.tx_hash,
                 )
             )
             for account in grown.values():
                 self._books.save(account)
                 self._books.cover(account)
             self._books.wake(claim.owner, "payment")
+            return True
 
     def _refute(self, claim: Transfer, why: str) -> None:
         log.warning("%s did not pay what it says (%s): %s", claim.payer_id, claim.payment_id, why)

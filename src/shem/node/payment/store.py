@@ -127,6 +127,8 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     sessions: tuple[str, ...]
     state: str
     attempts: int = 0
+    pot: str = ""
+    """What claims are counted on: a transaction, or a channel."""
 
 
 class Letter(msgspec.Struct, frozen=True, kw_only=True):
@@ -431,11 +433,11 @@ class Store:
         ).fetchone()
         return int(row["n"])
 
-    def claimed_on(self, tx_hash: str, payer: str, payee: str) -> int:
-        """What final payments of every owner here take already of one transaction between two addresses."""
+    def claimed_on(self, pot: str, payer: str, payee: str) -> int:
+        """What final payments of every owner here take already of one pot between two addresses."""
         transfers = self._transfers(
-            "tx_hash = ? and state = 'final' and role = 'Provider' and payer = ? and payee = ?",
-            tx_hash,
+            "pot = ? and state = 'final' and role = 'Provider' and payer = ? and payee = ?",
+            pot,
             payer,
             payee,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -90,6 +91,7 @@ def routes(payments: Payments) -> list[web.RouteDef]:
         ("GET", f"{ROOT}/payments/{{id}}", door.payment),
         ("GET", f"{OURS}/settlements", door.settlements),
         ("GET", f"{OURS}/payment/status", door.status),
+        ("GET", f"{OURS}/payment/channels", door.channels),
         ("GET", f"{OURS}/payment/debitNotes/{{id}}/audit", door.audit(notes)),
         ("GET", f"{OURS}/payment/invoices/{{id}}/audit", door.audit(invoices)),
     ]
@@ -280,6 +282,31 @@ class _Door:
                     needed_amount=problem.needed or None,
                 )
                 for problem in self._payments.problems()
+            ]
+        )
+
+    async def channels(self, request: web.Request) -> web.Response:
+        return respond(
+            [
+                wire.ChannelStatus(
+                    channel_id=channel.channel_id,
+                    platform=channel.platform,
+                    role=channel.role,
+                    peer=channel.peer_id,
+                    payer=channel.payer,
+                    payee=channel.payee,
+                    signer=channel.signer,
+                    nonce=channel.nonce,
+                    vault=channel.vault,
+                    reserved=format_amount(channel.reserved),
+                    claimed=format_amount(channel.claimed),
+                    signed=format_amount(channel.signed),
+                    valid_until=datetime.fromtimestamp(channel.valid_until, UTC),
+                    state=channel.state,
+                    opened_tx=channel.opened_tx,
+                    agreements=agreements,
+                )
+                for channel, agreements in self._payments.channels.listed(caller(request))
             ]
         )
 

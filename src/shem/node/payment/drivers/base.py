@@ -94,6 +94,9 @@ class VerifiedTransfer(msgspec.Struct, frozen=True):
     amount_units: int
     block_number: int
     block_hash: str
+    pot: str = ""
+    """What claims are counted on, together never more than it moved: empty for the transaction itself; else something
+    that goes on growing, as what the channels between two addresses have paid."""
 
 
 class DriverProblem(msgspec.Struct, frozen=True):

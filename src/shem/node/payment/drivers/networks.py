@@ -18,10 +18,13 @@ from shem.node.payment.drivers.base import Platform
 
 GWEI = 10**9
 DRIVER = "erc20"
+CHANNEL = "channel"
+"""The driver, and so the first word of the platforms, of payment channels."""
 DEVNET = "devnet"
 VALUED = "GLM"
 """Symbol of the token that is money; those of test networks have another."""
 _NAME = re.compile(r"[a-z0-9]{1,32}")
+_ADDRESS = re.compile(r"0x[0-9a-f]{40}")
 
 
 class Network(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +43,8 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     """Contract that gives test tokens."""
     faucet_call: str = ""
     """Call of a chain that has test money in its own hands: ``(address, wei, token units)``."""
+    vault: str = ""
+    """Contract of payment channels over this token. Empty: nobody pays by channel here."""
     depth: int | None = None
     """Blocks on top that make a block final; ``None``: the chain says so itself (``finalized``)."""
     max_fee_wei: int = 100 * GWEI
@@ -52,6 +57,12 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     rebroadcast_s: float = 30.0
     replace_after_s: float = 60.0
     """After so long in the pool a transaction is offered again at a higher fee."""
+    refused_s: float = 10.0
+    """What the chain would refuse now is tried again after so long."""
+    gather_s: float = 3.0
+    """How long requests of one kind wait for each other, to go to the vault in one call."""
+    margin_s: int = 3600
+    """How long before the end of a channel's term everything must be over."""
     max_head_age_s: float | None = 300.0
     """An endpoint whose last block is older has fallen behind; ``None`` for chains that rest when idle."""
     aliases: tuple[str, ...] = ()
@@ -69,10 +80,19 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
         others = (self._named(alias) for alias in self.aliases)
         return [own, *(msgspec.structs.replace(other, alias_of=own.platform) for other in others)]
 
-    def _named(self, name: str) -> Platform:
+    @property
+    def channel_platforms(self) -> list[Platform]:
+        """The same money paid by channel, under all names of the network; none without a vault."""
+        if not self.vault:
+            return []
+        own = self._named(self.name, CHANNEL)
+        others = (self._named(alias, CHANNEL) for alias in self.aliases)
+        return [own, *(msgspec.structs.replace(other, alias_of=own.platform) for other in others)]
+
+    def _named(self, name: str, driver: str = DRIVER) -> Platform:
         return Platform(
-            platform=f"{DRIVER}-{name}-{self.symbol.lower()}",
-            driver=DRIVER,
+            platform=f"{driver}-{name}-{self.symbol.lower()}",
+            driver=driver,
             network=name,
             token=self.symbol,
             decimals=self.decimals,
@@ -139,6 +159,9 @@ PUBLISHED = (
         max_poll_s=0.5,
         rebroadcast_s=1.0,
         replace_after_s=5.0,
+        refused_s=0.5,
+        gather_s=0.1,
+        margin_s=120,
         max_head_age_s=None,
     ),
 )
@@ -198,20 +221,35 @@ def _check_aliases(served: list[Network], configured: Mapping[str, NetworkConfig
             )
 
 
-def _configured(base: Network, given: NetworkConfig) -> Network:
-    token = given.token.lower()
-    if len(token) != 42 or not token.startswith("0x") or not set(token[2:]) <= set("0123456789abcdef"):
+def _address(text: str, name: str, contract: str, code: str) -> str:
+    address = text.lower()
+    if not _ADDRESS.fullmatch(address) or int(address, 16) == 0:
         raise Misconfigured(
-            f"networks.{base.name}.token is {given.token!r}",
-            code="bad_token_address",
-            hint="give the address of the ERC-20 contract: 0x and 40 hex digits",
+            f"{name} is {text[:80]!r}",
+            code=code,
+            hint=f"give the address of the {contract} contract: 0x and 40 hex digits",
         )
+    return address
+
+
+def _configured(base: Network, given: NetworkConfig) -> Network:
+    token = _address(given.token, f"networks.{base.name}.token", "ERC-20", "bad_token_address")
+    vault = ""
+    if given.vault:
+        vault = _address(given.vault, f"networks.{base.name}.vault", "vault", "bad_vault_address")
+        if vault == token:
+            raise Misconfigured(
+                f"networks.{base.name}.vault is the token itself",
+                code="bad_vault_address",
+                hint="give the address of the vault, or leave it out: then nobody is paid by channel",
+            )
     return msgspec.structs.replace(
         base,
         chain_id=given.chain_id,
         rpc_urls=given.rpc_urls,
         token=token,
         symbol=given.token_symbol,
+        vault=vault or (base.vault if token == base.token else ""),
         depth=given.depth,
         aliases=given.aliases,
         # The published contracts belong to the published token.

@@ -32,7 +32,9 @@ from shem.node.payment.drivers.base import (
     VerifiedTransfer,
 )
 from shem.node.payment.drivers.evm import erc20
-from shem.node.payment.drivers.evm.manager import Admission, TransactionManager
+from shem.node.payment.drivers.evm.channels import INTENTS, ChannelChain
+from shem.node.payment.drivers.evm.history import Deed, deeds
+from shem.node.payment.drivers.evm.manager import Admission, TransactionManager, only_wait
 from shem.node.payment.drivers.evm.rpc import (
     Block,
     Call,
@@ -83,6 +85,7 @@ class EvmDriver:
         """``signers``: the accounts this node pays from. ``transport`` is for tests that break the line."""
         db.migrate("payment_evm", MIGRATIONS)
         self._db = db
+        self.networks: Sequence[Network] = tuple(networks)
         self._served = [platform for network in networks for platform in network.platforms]
         self._networks = {platform.platform: network for network in networks for platform in network.platforms}
         """By every name; what follows is by the network's own."""
@@ -100,10 +103,25 @@ class EvmDriver:
             for signer in signers
         }
         """By network and payer."""
+        self.vaults: Mapping[str, ChannelChain] = {
+            network.name: ChannelChain(db, network, self._pools[network.name], self.managers, clock or SystemClock())
+            for network in networks
+            if network.vault
+        }
+        """By network; they share its accounts and endpoints."""
 
     def _manager(self, network: Network, signer: Signer, clock: Clock) -> TransactionManager:
         async def admit(waiting: Sequence[Intent], in_flight: Sequence[Intent]) -> Admission:
             return await self._admit(network, signer.address, waiting, in_flight)
+
+        def receipt(intent: Intent, found: Receipt) -> None:
+            if intent.key.startswith(INTENTS) and network.name in self.vaults:
+                self.vaults[network.name].receipt(intent, found)
+
+        def refused(intent: Intent, reason: str) -> float | None:
+            if intent.key.startswith(INTENTS) and network.name in self.vaults:
+                return self.vaults[network.name].refused(intent, reason)
+            return only_wait(intent, reason)
 
         return self.manager_type(
             self._db,
@@ -113,6 +131,8 @@ class EvmDriver:
             clock=clock,
             on_done=self._done,
             admit=admit,
+            on_receipt=receipt,
+            on_refused=refused,
         )
 
     def platforms(self) -> Sequence[Platform]:
@@ -163,20 +183,39 @@ class EvmDriver:
     async def _admit(
         self, network: Network, payer: str, waiting: Sequence[Intent], in_flight: Sequence[Intent]
     ) -> Admission:
-        """Those that the account's tokens cover, counting what is sent and not mined as gone."""
+        """Those that the account's tokens cover, counting what is sent and not mined as gone, and what the vault takes."""
+        for_vault = [intent for intent in waiting if intent.key.startswith(INTENTS)]
+        refused: set[int] = set()
+        vault_problem: DriverProblem | None = None
+        vault = self.vaults.get(network.name)
+        if for_vault:
+            # What was asked of a vault that is not in the configuration any more waits for it.
+            taken: Sequence[Intent] = []
+            if vault is not None:
+                going = [intent for intent in in_flight if intent.key.startswith(INTENTS)]
+                places = (vault.vault.address, network.token)
+                its = [intent for intent in for_vault if intent.dst in places]
+                taken, vault_problem = await vault.admit(payer, its, going)
+            refused = {intent.id for intent in for_vault} - {intent.id for intent in taken}
+
+        def cost(intent: Intent) -> int:
+            return _amount(intent) + (vault.tokens_of(intent) if vault is not None else 0)
+
         call = {"to": network.token, "data": "0x" + erc20.balance_of(payer).hex()}
         held = number(await self._pools[network.name].call("eth_call", [call, "latest"], str))
-        left = held - sum(_amount(intent) for intent in in_flight)
+        left = held - sum(cost(intent) for intent in in_flight)
         admitted: list[Intent] = []
         missing = 0
         for intent in waiting:
-            if _amount(intent) <= left:
-                left -= _amount(intent)
+            if intent.id in refused:
+                continue
+            if cost(intent) <= max(left, 0):
+                left -= cost(intent)
                 admitted.append(intent)
             else:
-                missing += _amount(intent)
+                missing += cost(intent)
         if not missing:
-            return Admission(admitted)
+            return Admission(admitted, vault_problem)
         needed = format_amount(missing - max(left, 0), network.decimals)
         problem = DriverProblem(
             code="InsufficientToken",
@@ -196,6 +235,10 @@ class EvmDriver:
             outcome = _outcome(row["order_id"], intent)
             for callback in self._callbacks:
                 callback(outcome)
+
+    def history(self, address: str, limit: int) -> list[Deed]:
+        """What the account did or means to do on its chains, the newest first."""
+        return deeds(self._db.connection, self.networks, parse_node_id(address), limit)
 
     # Looking
 

@@ -88,6 +88,15 @@ async def admit_all(waiting: Sequence[Intent], in_flight: Sequence[Intent]) -> A
     return Admission(waiting)
 
 
+def heed_nothing(intent: Intent, receipt: Receipt) -> None:
+    """For whoever waits for the end alone."""
+
+
+def only_wait(intent: Intent, reason: str) -> float | None:
+    """For intents that the chain will take some day."""
+    return PUT_OFF_S
+
+
 class TransactionManager:
     """One account on one chain. Two of these must not share an account."""
 
@@ -101,8 +110,13 @@ class TransactionManager:
         clock: Clock,
         on_done: Callable[[Intent], None],
         admit: Admit = admit_all,
+        on_receipt: Callable[[Intent, Receipt], None] = heed_nothing,
+        on_refused: Callable[[Intent, str], float | None] = only_wait,
     ) -> None:
-        """``on_done`` is called inside the transaction in which an intent becomes ``final`` or ``failed``."""
+        """``on_done`` is called inside the transaction in which an intent becomes ``final`` or ``failed``; ``on_receipt``
+        in the same before it, and also whenever the intent is found ``mined``, which a reorg may undo. ``on_refused`` is
+        asked about an intent that was never signed and that the chain would refuse: after how many seconds to try again,
+        or ``None`` when it has been dropped."""
         self._db = db
         self._pool = pool
         self._network = network
@@ -110,6 +124,8 @@ class TransactionManager:
         self._clock = clock
         self._on_done = on_done
         self._admit = admit
+        self._on_receipt = on_receipt
+        self._on_refused = on_refused
         self._store = IntentStore(db.connection, network.chain_id, signer.address)
         self._wake = asyncio.Event()
         self._same_chain = False
@@ -122,18 +138,26 @@ class TransactionManager:
         self._put_off: dict[int, float] = {}
         self._strange: dict[int, int] = {}
 
-    def submit(self, connection: sqlite3.Connection, key: str, dst: str, data: bytes, value: int = 0) -> int:
-        """Note an intent in the caller's transaction; gives its id. The same ``key`` is the same intent."""
-        intent = self._store.add(connection, key, dst, data, value)
+    def submit(
+        self, connection: sqlite3.Connection, key: str, dst: str, data: bytes, value: int = 0, *, urgent: bool = False
+    ) -> int:
+        """Note an intent in the caller's transaction; gives its id. The same ``key`` is the same intent. What is
+        ``urgent`` goes before what waits already: others may wait for it."""
+        intent = self._store.add(connection, key, dst, data, value, urgent)
         self._db.after_commit(self._wake.set)
         return intent
 
-    def submit_once(self, key: str, dst: str, data: bytes) -> bool:
+    def drop(self, intent: int) -> None:
+        """Forget an intent that was never signed, in the caller's transaction; to be called by ``admit`` and
+        ``on_refused`` alone, which run between signatures."""
+        self._store.drop(intent)
+
+    def submit_once(self, key: str, dst: str, data: bytes, *, urgent: bool = False) -> bool:
         """A call of which one at a time is enough; False when it is under way already."""
         with self._db.transaction(durable=True) as connection:
             if self._store.has_open_call(dst, data):
                 return False
-            self.submit(connection, key, dst, data)
+            self.submit(connection, key, dst, data, urgent=urgent)
         return True
 
     def problems(self) -> Sequence[DriverProblem]:
@@ -286,6 +310,7 @@ class TransactionManager:
         self._changes += 1
         with self._db.transaction(durable=True):
             self._store.note_mined(mined)
+            self._on_receipt(mined, receipt)
             if final:
                 self._on_done(mined)
         if final:
@@ -399,11 +424,7 @@ class TransactionManager:
         ready: list[tuple[Intent, int]] = []
         for intent, estimate in zip(admitted, estimates, strict=True):
             if isinstance(estimate, RpcRefused):
-                self._put_off[intent.id] = self._clock.monotonic() + PUT_OFF_S
-                if "insufficient funds" in estimate.message.lower():
-                    self._note(problems, "InsufficientGas", estimate.message)
-                else:
-                    self._note(problems, "TxStuck", f"the chain would refuse {intent.key}: {estimate.message}")
+                self._heed_refusal(intent, estimate.message, problems)
                 continue
             # The receiver may spend all it has meanwhile, which makes the transfer dearer by a storage slot.
             gas = number(read(estimate, str)) * 5 // 4 + 20_000
@@ -415,6 +436,18 @@ class TransactionManager:
                 break
             ready.append((intent, gas))
         return ready
+
+    def _heed_refusal(self, intent: Intent, reason: str, problems: dict[str, DriverProblem]) -> None:
+        poor = "insufficient funds" in reason.lower()
+        wait_s = PUT_OFF_S if poor else self._on_refused(intent, reason)
+        if wait_s is None:
+            self._changes += 1
+            return
+        self._put_off[intent.id] = self._clock.monotonic() + wait_s
+        if poor:
+            self._note(problems, "InsufficientGas", reason)
+        else:
+            self._note(problems, "TxStuck", f"the chain would refuse {intent.key}: {reason}")
 
     def _as_call(self, intent: Intent) -> dict[str, str]:
         return {

@@ -54,6 +54,10 @@ create table evm_order (
 );
 create index evm_order_of on evm_order (intent);
 """,
+    # what others wait for goes first
+    """
+alter table evm_intent add column urgent integer not null default 0;
+""",
 )
 
 _INTENT = "id, key, dst, data, value, state, nonce, tx_hash, block_number, block_hash, gas_used"
@@ -102,12 +106,14 @@ class IntentStore:
     def remember_genesis(self, block_hash: str) -> None:
         self._connection.execute("insert into evm_chain values (?, ?)", (self._account[0], block_hash))
 
-    def add(self, connection: sqlite3.Connection, key: str, dst: str, data: bytes, value: int) -> int:
+    def add(
+        self, connection: sqlite3.Connection, key: str, dst: str, data: bytes, value: int, urgent: bool = False
+    ) -> int:
         """Note a new intent (or find the one that has this key already); gives its id."""
         connection.execute(
-            "insert into evm_intent (key, chain_id, sender, dst, data, value) values (?, ?, ?, ?, ?, ?)"
+            "insert into evm_intent (key, chain_id, sender, dst, data, value, urgent) values (?, ?, ?, ?, ?, ?, ?)"
             " on conflict (key) do nothing",
-            (key, *self._account, dst, data, str(value)),
+            (key, *self._account, dst, data, str(value), int(urgent)),
         )
         row = connection.execute("select id from evm_intent where key = ?", (key,)).fetchone()
         return int(row["id"])
@@ -129,13 +135,18 @@ class IntentStore:
         return row is not None
 
     def waiting(self, limit: int) -> list[Intent]:
-        """Not signed yet, oldest first."""
+        """Not signed yet, the urgent first, then the oldest."""
         rows = self._connection.execute(
             f"select {_INTENT} from evm_intent where chain_id = ? and sender = ? and state = 'new'"  # noqa: S608
-            " order by id limit ?",
+            " order by urgent desc, id limit ?",
             (*self._account, limit),
         )
         return [_intent(row) for row in rows]
+
+    def drop(self, intent: int) -> None:
+        """As if it had never been asked for; only while it is ``new``: what has a nonce is for ever."""
+        gone = self._connection.execute("delete from evm_intent where id = ? and state = 'new'", (intent,))
+        assert gone.rowcount == 1
 
     def under_way(self) -> list[Intent]:
         """Signed and not final, in nonce order."""
@@ -200,6 +211,12 @@ class IntentStore:
             " gas_used = null where id = ? and state = 'mined'",
             (intent,),
         )
+
+
+def intent_of(connection: sqlite3.Connection, intent: int) -> Intent:
+    """Any account's; it must be there."""
+    row = connection.execute(f"select {_INTENT} from evm_intent where id = ?", (intent,)).fetchone()  # noqa: S608
+    return _intent(row)
 
 
 def _intent(row: sqlite3.Row) -> Intent:

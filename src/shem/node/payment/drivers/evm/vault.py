@@ -26,6 +26,10 @@ MAX_TERM_S = 366 * 86400
 MAX_UNITS = 2**96 - 1
 """The most that a channel or a free balance holds, in base units."""
 
+CODE_HASH = bytes.fromhex("65e61247865989cd3447705f5f0938d28f4ecf1637638421ffc87ec47e90ddc9")
+"""Keccak-256 of the contract's code without what its constructor appends: whoever pays or is paid by channel looks for
+exactly this code. A test holds it to the artifact."""
+
 _DOMAIN_TYPE = keccak256(b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)")
 _NAME, _VERSION = keccak256(b"Shem vault"), keccak256(b"1")
 _VOUCHER_TYPE = keccak256(b"Voucher(bytes32 channel,uint96 amount)")
@@ -145,6 +149,13 @@ def _channel_id(key: ChannelKey) -> bytes:
 def separator(vault: Vault) -> bytes:
     """The EIP-712 domain of one vault."""
     return keccak256(_DOMAIN_TYPE + _NAME + _VERSION + _word(vault.chain_id) + _place(vault.address))
+
+
+def is_our_code(code: bytes, vault: Vault, token: str) -> bool:
+    """Whether ``code`` is this contract over ``token`` at ``vault``: its text is pinned, and what its constructor wrote
+    behind it (the token, the chain, the domain) is known."""
+    written = _place(token) + _word(vault.chain_id) + separator(vault)
+    return code.endswith(written) and keccak256(code[: -len(written)]) == CODE_HASH
 
 
 def voucher_digest(vault: Vault, channel: bytes, amount: int) -> bytes:
@@ -299,7 +310,7 @@ def read_channel(answer: str) -> OnChain:
     return OnChain(*_words(answer, 3))
 
 
-_TOPIC_RESERVED, _TOPIC_EXTENDED, PAID_TOPIC, _TOPIC_RELEASED = (
+RESERVED_TOPIC, _TOPIC_EXTENDED, PAID_TOPIC, _TOPIC_RELEASED = (
     "0x" + keccak256(signature).hex()
     for signature in (
         b"Reserved(address,address,bytes32,address,uint64,uint96,uint64)",
@@ -326,7 +337,7 @@ def events(logs: Iterable[Log], vault: Vault) -> list[Event]:
 
 def _event(topics: Sequence[str], data: str) -> Event | None:
     kind = topics[0]
-    if kind == _TOPIC_RESERVED and len(topics) == 4:
+    if kind == RESERVED_TOPIC and len(topics) == 4:
         signer, nonce, amount, valid_until = _words(data, 4)
         key = ChannelKey(_address(topics[1]), _address(topics[2]), f"0x{signer:040x}", nonce)
         return Reserved(key, amount, valid_until) if key.id == bytes.fromhex(topics[3][2:]) else None

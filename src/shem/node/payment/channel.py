@@ -1,0 +1,347 @@
+"""Payment channels between two nodes: what may be signed, taken, reserved and ended. Pure: values in, values out.
+
+A channel holds money that its payer has reserved in a vault for one payee. The payer pays by *vouchers*: its signature
+over all that the payee may collect so far. Every rule here is a comparison of totals that only grow:
+
+* *reserved*: what the last final block holds for the payee, until *valid_until*;
+* *owed*: what was accepted on all agreements that are paid through the channel, since it was opened;
+* *signed*: the highest voucher; payer: signed, so equal to *owed*; payee: held, and never below *owed*;
+* *claimed* ≤ *signed* ≤ *reserved*: what the vault has paid out of it in a final block.
+
+So the payee is owed nothing that it cannot collect, and the payer has signed nothing that it does not owe. Repeated and
+reordered messages change nothing, since a lower total than one known is no news. Both sides stop a *margin* before the
+end of the term: from then on the payee collects, and no voucher is made or taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isnan
+from typing import Any, Literal
+
+import msgspec
+
+from shem.errors import Conflict, MoneyShort, PeerFailed, Refused
+from shem.terms.amounts import format_amount
+from shem.terms.pricing import BadUsage, LinearPricing
+
+COVER_S = 600.0
+"""The payer reserves the price of so much full use ahead."""
+LEAST_S = 60.0
+"""The payee starts nothing without the price of so much."""
+PAY_S = 600
+"""Time to bill and pay after an agreement's end."""
+DEFAULT_LIFE_S = 24 * 3600
+"""How long an agreement is taken to last that does not say."""
+MAX_AHEAD_S = 360 * 86400
+"""Vaults take no term much longer than this."""
+MAX_UNITS = 2**96 - 1
+"""The most that a channel holds."""
+
+COVER_PROPERTY = "golem.com.payment.channel.cover-sec?"
+EXPIRATION = "golem.srv.comp.expiration"
+THREADS = "golem.inf.cpu.threads"
+_DURATION = "golem.usage.duration_sec"
+_CPU = "golem.usage.cpu_sec"
+MAX_THREADS = 4096
+
+State = Literal["open", "closing", "closed"]
+
+
+class CoverShort(MoneyShort):
+    """The channel does not hold that much yet; more is on its way if the allocation has it."""
+
+    default_code = "cover_short"
+
+
+class NoChannel(MoneyShort):
+    """Nothing is reserved for this payee that a voucher could be signed on."""
+
+    default_code = "no_channel"
+
+
+class VoucherMissing(Refused):
+    """Money on a channel platform is owed by voucher, or it is not owed."""
+
+    default_code = "voucher_missing"
+
+
+class VoucherWrong(Refused):
+    """Another channel's, another vault's or chain's, another signer's, or for too little."""
+
+    default_code = "voucher_wrong"
+
+
+class VoucherLate(Refused):
+    """The channel is closed, or its term is nearly over."""
+
+    default_code = "voucher_late"
+
+
+class CoverNotSeen(PeerFailed):
+    """The payee's look at the chain does not show that much reserved, or not for long enough. Not a refusal: it may be
+    final a moment later."""
+
+    default_code = "cover_not_seen"
+
+
+class StillOpen(Conflict):
+    """Work goes on, or money is asked for that was not accepted."""
+
+    default_code = "channel_in_use"
+
+
+class WrongSum(Refused):
+    """A channel ends with its highest voucher or not at all."""
+
+    default_code = "close_sum_wrong"
+
+
+class Channel(msgspec.Struct, frozen=True, kw_only=True):
+    """One channel as one side knows it. Base units; Unix seconds; ids and addresses in lower-case hex."""
+
+    owner: str
+    channel_id: str
+    role: Literal["Requestor", "Provider"]
+    """``Requestor`` pays, ``Provider`` is paid."""
+    peer_id: str
+    platform: str
+    payer: str
+    payee: str
+    signer: str
+    nonce: int
+    chain_id: int
+    vault: str
+    reserved: int = 0
+    valid_until: int = 0
+    claimed: int = 0
+    owed: int = 0
+    signed: int = 0
+    signature: bytes | None = None
+    state: State = "open"
+    close_signature: bytes | None = None
+    """The payee's word that ``signed`` is all."""
+    opened_tx: str = ""
+    created_at: int = 0
+
+    @property
+    def room(self) -> int:
+        """What may still be signed."""
+        return max(self.reserved - self.signed, 0) if self.state == "open" else 0
+
+
+class Voucher(msgspec.Struct, frozen=True):
+    """A voucher that came, with whom its signature proves to be its signer in the channel's vault."""
+
+    channel_id: str
+    amount: int
+    signer: str
+    signature: bytes
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """A channel in a final block; ``valid_until`` is zero once it is closed."""
+
+    reserved: int
+    claimed: int
+    valid_until: int
+
+
+# --- paying ----------------------------------------------------------------------------------------------------------
+
+
+def sign_up(channel: Channel, more: int, now: float, margin_s: float) -> Channel:
+    """The payer owes ``more``: the channel with the total that its next voucher says, to be signed by the caller.
+
+    Raises :class:`NoChannel` for one that ends, :class:`CoverShort`.
+    """
+    if more < 0:
+        raise ValueError("what is owed never falls")
+    if channel.state != "open" or now >= channel.valid_until - margin_s:
+        raise NoChannel("the payment channel with this provider is ending", hint="try again when a new one is open")
+    if more > channel.room:
+        raise CoverShort(
+            f"the payment channel holds {format_amount(channel.room)} more; {format_amount(more)} are needed",
+            hint="try again when more is reserved; the allocation must hold enough",
+        )
+    total = channel.signed + more
+    return msgspec.structs.replace(channel, owed=total, signed=total, signature=None if more else channel.signature)
+
+
+def take_voucher(channel: Channel, voucher: Voucher | None, more: int, now: float, margin_s: float) -> Channel:
+    """An acceptance makes the payer owe ``more``: the payee's channel after it, if a voucher covers it.
+
+    Raises :class:`VoucherMissing`, :class:`VoucherWrong`, :class:`VoucherLate`, :class:`CoverNotSeen`; then nothing
+    was accepted.
+    """
+    owed = channel.owed + more
+    if more and channel.state != "open":
+        raise VoucherLate("the channel is closed for new payments")
+    if voucher is not None and voucher.amount > channel.signed:
+        _check_voucher(channel, voucher, now, margin_s)
+        channel = msgspec.structs.replace(channel, signed=voucher.amount, signature=voucher.signature)
+    if channel.signed >= owed:
+        return msgspec.structs.replace(channel, owed=owed)
+    if voucher is None:
+        raise VoucherMissing(f"{format_amount(owed)} are owed in all and no voucher says so")
+    raise VoucherWrong(f"the voucher is for {format_amount(voucher.amount)}; {format_amount(owed)} are owed in all")
+
+
+def _check_voucher(channel: Channel, voucher: Voucher, now: float, margin_s: float) -> None:
+    if (voucher.channel_id, voucher.signer) != (channel.channel_id, channel.signer):
+        raise VoucherWrong("the voucher is not its channel's signer's, or not for this channel in this vault")
+    if channel.state != "open":
+        raise VoucherLate("the channel is closed")
+    if voucher.amount > channel.reserved:
+        raise CoverNotSeen(
+            f"the channel holds {format_amount(channel.reserved)} in the last final block, "
+            f"the voucher is for {format_amount(voucher.amount)}"
+        )
+    if now >= channel.valid_until:
+        raise VoucherLate("the channel's term is over")
+    if now >= channel.valid_until - margin_s:  # it may be longer by now
+        raise CoverNotSeen("the channel is so near its end that a voucher may not be collected any more")
+
+
+def observe(channel: Channel, seen: Seen) -> Channel:
+    """What a final block shows. A payer whose own memory is older than the chain's signs no lower than it has paid."""
+    claimed = max(channel.claimed, seen.claimed)
+    changed = msgspec.structs.replace(channel, claimed=claimed)
+    if channel.role == "Requestor" and claimed > channel.signed:
+        changed = msgspec.structs.replace(changed, signed=claimed, owed=claimed, signature=None)
+    if seen.valid_until == 0:
+        return msgspec.structs.replace(changed, state="closed")
+    if channel.state == "closed":
+        return changed
+    return msgspec.structs.replace(changed, reserved=seen.reserved, valid_until=seen.valid_until)
+
+
+# --- cover -----------------------------------------------------------------------------------------------------------
+
+
+class Cover(msgspec.Struct, frozen=True, kw_only=True):
+    """What one agreement needs of its channel."""
+
+    owner: str
+    agreement_id: str
+    role: Literal["Requestor", "Provider"]
+    peer_id: str
+    platform: str
+    payer: str
+    payee: str
+    wanted: int
+    """What the payer reserves ahead."""
+    least: int
+    """Without this much the payee starts nothing."""
+    ends_at: int
+    live: bool = True
+    changed_at: int = 0
+
+    def lives(self, now: float) -> bool:
+        """Whether work and its bills may still come: agents may forget to end what ran out."""
+        return self.live and now < self.ends_at + PAY_S
+
+
+def full_use(pricing: LinearPricing, threads: int, seconds: float) -> int:
+    """The price of one activity that uses every thread for so long. Counters of no known rate count for nothing."""
+    rates = {_DURATION: seconds, _CPU: seconds * threads}
+    try:
+        return min(pricing.cost([rates.get(name, 0.0) for name in pricing.usage_vector]), MAX_UNITS)
+    except BadUsage:  # dearer than any token's supply
+        return MAX_UNITS
+
+
+def cover_wanted(pricing: LinearPricing | None, offer: Mapping[str, Any]) -> tuple[int, int]:
+    """(what the payer reserves ahead, the least that the payee starts with) for an offer's properties."""
+    if pricing is None:
+        return 0, 0
+    threads = _number(offer.get(THREADS), 1, MAX_THREADS, 1)
+    seconds = _number(offer.get(COVER_PROPERTY), LEAST_S, 86400.0, COVER_S)
+    return full_use(pricing, int(threads), seconds), full_use(pricing, int(threads), LEAST_S)
+
+
+def ends_at(demand: Mapping[str, Any], now: float) -> int:
+    """When an agreement with these demand properties is over at the latest, as far as a vault can look ahead."""
+    latest = 1000 * (now + MAX_AHEAD_S)
+    return int(_number(demand.get(EXPIRATION), 1000 * now, latest, 1000 * (now + DEFAULT_LIFE_S)) / 1000)
+
+
+def _number(value: Any, least: float, most: float, default: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or (isinstance(value, float) and isnan(value)):
+        return default
+    return min(max(value, least), most)
+
+
+class Grow(msgspec.Struct, frozen=True):
+    """Reserve ``add`` more (all of it, for a new channel), until ``valid_until``."""
+
+    add: int
+    valid_until: int
+
+
+def plan(channel: Channel | None, covers: Sequence[Cover], budget: int, now: float, margin_s: float) -> Grow | None:
+    """What the payer should reserve for its live agreements with one payee; ``None``: all is well, or nothing is left.
+
+    ``budget`` is what its allocations still hold beyond what is reserved already. A channel is filled up to the full
+    cover (or half of what is left, if that is less) when half of it is used; its term is moved before an agreement can
+    outlive it.
+    """
+    live = [cover for cover in covers if cover.live and cover.wanted and now < cover.ends_at]
+    if not live:
+        return None
+    end = max(cover.ends_at for cover in live)
+    latest = int(now) + MAX_AHEAD_S
+    until = min(end + PAY_S + 2 * int(margin_s), latest)
+    wanted, least = sum(cover.wanted for cover in live), sum(cover.least for cover in live)
+    if channel is None or channel.state != "open" or now >= channel.valid_until - margin_s:
+        add = min(_target(wanted, least, 0, budget), MAX_UNITS)
+        return Grow(add, max(until, int(now + 2 * margin_s) + PAY_S)) if add > 0 else None
+    until = max(until, channel.valid_until)
+    add = 0
+    target = _target(wanted, least, channel.room, budget)
+    if 2 * channel.room < target or channel.room < least:
+        add = max(min(target - channel.room, MAX_UNITS - channel.reserved), 0)
+    longer = channel.valid_until < min(end + int(margin_s), latest - 86400)
+    if add or longer:
+        return Grow(add, until)
+    return None
+
+
+def _target(wanted: int, least: int, room: int, budget: int) -> int:
+    """How much room there should be. One payee takes at most half of what is left for all, if it can start with that."""
+    return min(wanted, max(room + budget // 2, min(least, room + budget)))
+
+
+def covers(channel: Channel, needs: Sequence[Cover], now: float, margin_s: float) -> bool:
+    """Payee: whether a final block holds the least that all these agreements need."""
+    if channel.state != "open" or now >= channel.valid_until - margin_s:
+        return False
+    return channel.reserved - channel.signed >= sum(need.least for need in needs)
+
+
+# --- ending ----------------------------------------------------------------------------------------------------------
+
+
+def redeem_moment(channel: Channel, margin_s: float) -> float | None:
+    """Payee: when to collect alone, Unix seconds; ``None`` while there is nothing to collect."""
+    if channel.state == "closed" or channel.signed <= channel.claimed or channel.signature is None:
+        return None
+    return channel.valid_until - margin_s
+
+
+def may_close(channel: Channel, *, live: bool, unaccepted: bool, allocated: bool) -> bool:
+    """Payer: whether nothing can come any more."""
+    return channel.state == "open" and not (live or unaccepted or allocated)
+
+
+def agree_to_close(channel: Channel, amount: int, *, live: bool, unaccepted: bool) -> Channel:
+    """Payee: ``amount`` is all. The channel then takes nothing more. Raises :class:`StillOpen`, :class:`WrongSum`."""
+    if amount != channel.signed:
+        raise WrongSum(f"the highest voucher is for {format_amount(channel.signed)}, not {format_amount(amount)}")
+    if channel.state == "closing":
+        return channel
+    if channel.state == "closed":
+        raise VoucherLate("the channel is closed already")
+    if live or unaccepted:
+        raise StillOpen("an agreement goes on, or its documents are not accepted")
+    return msgspec.structs.replace(channel, state="closing")

@@ -1,0 +1,173 @@
+"""What both sides of payment channels share: rows, vaults, and looks at the chain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+from shem.cogs.tasks import TaskScope
+from shem.errors import PeerFailed, Refused
+from shem.node.payment import ledger
+from shem.node.payment.books import Books
+from shem.node.payment.channel import Channel, Cover, Seen, cover_wanted, ends_at, observe
+from shem.node.payment.channel_store import ChannelStore, Way
+from shem.node.payment.deal import AgreementView, NoDeal, deal_of
+from shem.node.payment.drivers.base import NotFinalYet, VerifiedTransfer
+from shem.node.payment.drivers.evm.vault import ChannelKey, Vault
+from shem.node.payment.drivers.vaults import Look, VaultChain
+from shem.node.payment.store import Transfer
+
+log = logging.getLogger(__name__)
+
+LOOK_TIMEOUT_S = 30.0
+
+
+class ChannelBooks:
+    """What payer and payee share: rows, vaults, looks at the chain."""
+
+    def __init__(self, books: Books, chains: Mapping[str, VaultChain], tasks: TaskScope) -> None:
+        self.books = books
+        self.store = ChannelStore(books.db)
+        self.chains = chains
+        self.tasks = tasks
+        self.wake: Callable[[], None] = lambda: None
+        """Have the loop look at the rows again."""
+
+    def now(self) -> float:
+        """Unix seconds."""
+        return self.books.clock.now().timestamp()
+
+    def wake_later(self) -> None:
+        """After the transaction that is open."""
+        self.books.db.after_commit(self.wake)
+
+    def margin_s(self, platform: str) -> float:
+        """See :attr:`VaultChain.margin_s`."""
+        return self.chains[platform].margin_s
+
+    def unaccepted(self, way: Way) -> bool:
+        """Whether documents between the two ask for money that is not accepted."""
+        owner, peer_id, platform = way
+        accounts = self.books.store.accounts(owner, platform)
+        return any(a.peer_id == peer_id and a.requested > a.accepted for a in accounts)
+
+    def undelivered(self, way: Way) -> bool:
+        """Whether the peer has not yet heard of something that was accepted."""
+        owner, peer_id, _ = way
+        return self.store.has_letter(owner, peer_id, "acceptance")
+
+    async def look(self, channel: Channel) -> tuple[Channel, Look]:
+        """The channel after a look at a final block, and what was seen. Raises as :meth:`VaultChain.look` does."""
+        async with asyncio.timeout(LOOK_TIMEOUT_S):
+            seen = await self.chains[channel.platform].look(key_of(channel))
+        with self.books.write():
+            known = self.store.channel(channel.owner, channel.channel_id) or channel
+            if not seen.opened:
+                return known, seen
+            after = observe(known, Seen(seen.reserved, seen.claimed, seen.valid_until))
+            if after != known:
+                self.store.save(after)
+                self.wake_later()
+                self.books.wake(channel.owner, waiting_for(channel.peer_id))
+        return after, seen
+
+    def claimed(self, platform: str, payer: str, payee: str) -> int:
+        """What all channels between two addresses have paid in final blocks."""
+        return sum(channel.claimed for channel in self.store.between(platform, payer, payee))
+
+    def save_cover(self, agreement: AgreementView, owner: str) -> Cover | None:
+        """Note what an approved agreement needs; ``None`` for one that is not paid through channels."""
+        try:
+            deal = deal_of(agreement, owner)
+        except NoDeal:
+            return None
+        if deal.platform not in self.chains:
+            return None
+        wanted, least = cover_wanted(deal.pricing, agreement.offer_properties)
+        cover = Cover(
+            owner=owner,
+            agreement_id=deal.agreement_id,
+            role="Requestor" if deal.role == "Requestor" else "Provider",
+            peer_id=deal.peer_id,
+            platform=deal.platform,
+            payer=deal.payer,
+            payee=deal.payee,
+            wanted=wanted,
+            least=least,
+            ends_at=ends_at(agreement.demand_properties, self.now()),
+            changed_at=int(self.now()),
+        )
+        self.store.save_cover(cover)
+        return cover
+
+
+class Verification:
+    """Looks at what a payer claims to have paid through channels."""
+
+    def __init__(self, shared: ChannelBooks) -> None:
+        self._shared = shared
+
+    async def verify(self, claim: Transfer) -> VerifiedTransfer:
+        """What all channels between the two have paid. Raises :class:`NotFinalYet`, or as looks do."""
+        shared = self._shared
+        last: Look | None = None
+        for channel in shared.store.between(claim.platform, claim.payer, claim.payee):
+            if channel.state == "closed":
+                continue
+            _, last = await shared.look(channel)
+        total = shared.claimed(claim.platform, claim.payer, claim.payee)
+        if total < claim.amount:
+            raise NotFinalYet("the channels between the two have not paid that much in a final block")
+        return VerifiedTransfer(
+            platform=claim.platform,
+            tx_hash=claim.tx_hash,
+            payer=claim.payer,
+            payee=claim.payee,
+            amount_units=total,
+            block_number=last.block_number if last else 0,
+            block_hash=last.block_hash if last else "",
+            pot=pot_of(claim.platform, claim.payer, claim.payee),
+        )
+
+
+def pot_of(platform: str, payer: str, payee: str) -> str:
+    """Claims on what channels between two addresses have paid are counted together."""
+    return f"{platform}:{payer}:{payee}"
+
+
+def key_of(channel: Channel) -> ChannelKey:
+    """As the vault names it."""
+    return ChannelKey(channel.payer, channel.payee, channel.signer, channel.nonce)
+
+
+def vault_of(channel: Channel) -> Vault:
+    """Where its vouchers count."""
+    return Vault(channel.chain_id, channel.vault)
+
+
+def id_bytes(channel: Channel) -> bytes:
+    """What is signed as its name."""
+    return bytes.fromhex(channel.channel_id[2:])
+
+
+def way_of(item: Channel | Cover) -> Way:
+    """Between whom, where."""
+    return item.owner, item.peer_id, item.platform
+
+
+def waiting_for(peer_id: str) -> str:
+    """The pulse that tells of a peer's channels."""
+    return f"channels with {peer_id}"
+
+
+def owing(accounts: Sequence[ledger.Account], way: Way) -> list[ledger.Account]:
+    """Those of one way whose accepted sum is not settled."""
+    owner, peer_id, platform = way
+    return [
+        a for a in accounts if (a.owner, a.peer_id, a.platform) == (owner, peer_id, platform) and a.accepted > a.settled
+    ]
+
+
+LOOK_ERRORS = (PeerFailed, Refused, TimeoutError)
+"""What a look at the chain raises when there is no answer to be had now."""

@@ -1,0 +1,363 @@
+"""The payee's half of payment channels: look for cover, take vouchers, agree to the end, or collect alone.
+
+Nothing a payer says is believed: a channel counts as far as a final block shows it. Work starts when there is cover for
+it, an acceptance counts when its voucher does, and a close is signed for the highest voucher only. What is held and not
+paid when the term gets near is redeemed without the payer.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+
+import msgspec
+
+from shem.errors import PeerFailed, Refused
+from shem.node.identity.signing import BadSignature
+from shem.node.payment import ledger
+from shem.node.payment.channel import (
+    Channel,
+    Cover,
+    CoverNotSeen,
+    Voucher,
+    VoucherMissing,
+    VoucherWrong,
+    agree_to_close,
+    covers,
+    redeem_moment,
+    take_voucher,
+)
+from shem.node.payment.channel_books import (
+    LOOK_ERRORS,
+    ChannelBooks,
+    id_bytes,
+    key_of,
+    owing,
+    pot_of,
+    vault_of,
+    waiting_for,
+    way_of,
+)
+from shem.node.payment.channel_store import Request, Way
+from shem.node.payment.drivers.evm.vault import ChannelKey, close_digest, voucher_signer
+from shem.node.payment.drivers.vaults import ChainWord, Failed, Look
+from shem.node.payment.protocol import AcceptanceMessage, ChannelMessage, CloseMessage, Signed, units
+from shem.node.payment.settlement import sessions_of
+from shem.node.payment.store import Part, Transfer
+
+log = logging.getLogger(__name__)
+
+MAX_CHANNELS = 8
+"""Channels of one peer at once."""
+INVOICE_GRACE_S = 60
+"""An agreement that ended so shortly ago may still be invoiced."""
+LOOK_AGAIN_S = (0.2, 5.0)
+LOOKS = 40
+"""How often a channel that was announced is looked for."""
+RETRY_S = 10
+
+
+class NoCover(PeerFailed):
+    """The requestor has reserved no money for this agreement in time."""
+
+    default_code = "no_cover"
+
+
+class WrongChannel(Refused):
+    """That is no channel between us in the vault of this platform."""
+
+    default_code = "channel_mismatch"
+
+
+class Payee:
+    """Channels that this node is paid through."""
+
+    def __init__(self, shared: ChannelBooks, cover_timeout_s: float) -> None:
+        self._shared = shared
+        self._cover_timeout_s = cover_timeout_s
+        self._books = shared.books
+        self._store = shared.store
+        self._looking: set[str] = set()
+        self._admitted: set[str] = set()
+        self._not_before: dict[str, float] = {}
+
+    def start(self) -> None:
+        """Look for what was announced before."""
+        for channel in self._store.live_channels():
+            if channel.role == "Provider" and channel.platform in self._shared.chains:
+                self._watch(channel)
+
+    # --- cover ---
+
+    def receive_channel(self, message: ChannelMessage, signed: Signed) -> None:
+        """A payer says that it has reserved money for us."""
+        chain = self._shared.chains.get(message.platform)
+        owner = message.recipient
+        way = (owner, message.issuer, message.platform)
+        if chain is None or (chain.vault.chain_id, chain.vault.address) != (message.chain_id, message.vault):
+            raise WrongChannel(f"this node is not paid through {message.vault} on {message.platform[:60]!r}")
+        agreed = self._store.covers_of("Provider", way)
+        if not agreed:
+            raise CoverNotSeen("there is no agreement that this channel would pay")
+        if (message.key.payer, message.key.payee) not in {(cover.payer, cover.payee) for cover in agreed}:
+            raise WrongChannel("the channel is not between the agreement's two addresses")
+        key = ChannelKey(message.key.payer, message.key.payee, message.key.signer, message.key.nonce)
+        channel_id = "0x" + key.id.hex()
+        with self._books.write():
+            channel = self._store.channel(owner, channel_id)
+            if channel is None:
+                if self._store.known_of(owner, message.issuer) >= MAX_CHANNELS:
+                    raise WrongChannel(f"{MAX_CHANNELS} channels between us are open already")
+                channel = Channel(
+                    owner=owner,
+                    channel_id=channel_id,
+                    role="Provider",
+                    peer_id=message.issuer,
+                    platform=message.platform,
+                    payer=key.payer,
+                    payee=key.payee,
+                    signer=key.signer,
+                    nonce=key.nonce,
+                    chain_id=message.chain_id,
+                    vault=message.vault,
+                    opened_tx=message.tx_hash,
+                    created_at=int(self._shared.now()),
+                )
+                self._store.save(channel)
+            elif channel.role != "Provider" or way_of(channel) != way:
+                raise WrongChannel("that channel is not yours")
+            found = channel
+            self._books.db.after_commit(lambda: self._watch(found))
+
+    def _watch(self, channel: Channel) -> None:
+        if channel.channel_id not in self._looking and not self._books.closed:
+            self._looking.add(channel.channel_id)
+            self._shared.tasks.start(self._look_for(channel), f"look for channel {channel.channel_id}")
+
+    async def _look_for(self, channel: Channel) -> None:
+        """Until a final block shows news, or for a while."""
+        delay_s, most_s = LOOK_AGAIN_S
+        try:
+            for _ in range(LOOKS):
+                try:
+                    after, _ = await self._shared.look(channel)
+                    if (after.reserved, after.valid_until, after.state) != (
+                        channel.reserved,
+                        channel.valid_until,
+                        channel.state,
+                    ) or after.reserved:
+                        return
+                except LOOK_ERRORS as error:
+                    log.info("channel %s cannot be looked at now: %s", channel.channel_id, error)
+                await self._books.clock.sleep(delay_s)
+                delay_s = min(delay_s * 2, most_s)
+        finally:
+            self._looking.discard(channel.channel_id)
+            self._shared.wake()
+
+    async def admit(self, owner: str, agreement_id: str) -> None:
+        """Wait until a final block shows enough for this agreement. Raises :class:`NoCover` when there is none in time."""
+        need = self._store.cover(owner, agreement_id)
+        if need is None or need.role != "Provider" or not need.least:
+            return
+        admitted = await self._books.pulses.wait_for(
+            (owner, waiting_for(need.peer_id)), lambda: self._has_cover(need), self._cover_timeout_s
+        )
+        if not admitted:
+            raise NoCover(
+                "the requestor has reserved no money for this agreement",
+                hint="its node reserves from its allocation on this platform: fund it, or make it larger",
+            )
+        self._admitted.add(agreement_id)
+
+    def _has_cover(self, need: Cover) -> bool:
+        way = way_of(need)
+        now, margin_s = self._shared.now(), self._shared.margin_s(need.platform)
+        others = [
+            cover
+            for cover in self._store.live_covers("Provider", way)
+            if cover.agreement_id in self._admitted and cover.agreement_id != need.agreement_id and cover.lives(now)
+        ]
+        channels = self._store.of_way("Provider", way)
+        return any(covers(channel, [*others, need], now, margin_s) for channel in channels)
+
+    # --- vouchers ---
+
+    def take(self, account: ledger.Account, message: AcceptanceMessage, drawn: int) -> None:
+        """Refuse an acceptance whose money is not covered by a voucher; inside the transaction that accepts.
+
+        Raises what :func:`~shem.node.payment.channel.take_voucher` raises.
+        """
+        if account.platform not in self._shared.chains or not drawn:
+            return
+        if message.voucher is None:
+            raise VoucherMissing("money on this platform is owed by voucher, or it is not owed")
+        part = message.voucher
+        key = ChannelKey(part.key.payer, part.key.payee, part.key.signer, part.key.nonce)
+        channel = self._store.channel(account.owner, "0x" + key.id.hex())
+        if (key.payer, key.payee) != (account.payer, account.payee):
+            raise VoucherWrong("the voucher's channel is not between the agreement's two addresses")
+        if channel is None or way_of(channel) != (account.owner, account.peer_id, account.platform):
+            raise CoverNotSeen("the voucher's channel was not announced yet")
+        amount = units(part.amount)
+        try:
+            signer = voucher_signer(vault_of(channel), id_bytes(channel), amount, part.signature)
+        except BadSignature as error:
+            raise VoucherWrong(f"the voucher is not signed: {error.message}") from None
+        voucher = Voucher(channel.channel_id, amount, signer, part.signature)
+        try:
+            after = take_voucher(channel, voucher, drawn, self._shared.now(), self._shared.margin_s(channel.platform))
+        except CoverNotSeen:
+            self._watch_again(channel)
+            raise
+        self._store.save(after)
+        self._shared.wake_later()
+
+    def _watch_again(self, channel: Channel) -> None:
+        """The payer knows of more than we do: look, but not at every repeated letter."""
+        now = self._shared.now()
+        if self._not_before.get(channel.channel_id, 0) <= now:
+            self._not_before[channel.channel_id] = now + 1
+            self._watch(channel)
+
+    # --- ending ---
+
+    async def answer_close(self, message: CloseMessage, signed: Signed) -> bytes:
+        """Our signature that ``amount`` is all; the channel takes nothing more after it."""
+        with self._books.write():
+            channel = self._store.channel(message.recipient, message.channel_id)
+            if channel is None or channel.role != "Provider" or channel.peer_id != message.issuer:
+                raise WrongChannel("there is no such channel between us")
+            way = way_of(channel)
+            amount = units(message.amount)
+            now = self._shared.now()
+            live = any(cover.lives(now) for cover in self._store.live_covers("Provider", way))
+            open_bills = self._shared.unaccepted(way) or self._uninvoiced(way)
+            channel = agree_to_close(channel, amount, live=live, unaccepted=open_bills)
+            self._store.save(channel)
+        return self._books.signer.sign_digest(close_digest(vault_of(channel), id_bytes(channel), amount))
+
+    def _uninvoiced(self, way: Way) -> bool:
+        """Whether an agreement that ended just now may still be billed."""
+        since = self._shared.now() - INVOICE_GRACE_S
+        for cover in self._store.covers_of("Provider", way):
+            account = self._books.store.account(cover.agreement_id, cover.owner)
+            if cover.changed_at > since and (account is None or account.invoiced is None):
+                return True
+        return False
+
+    # --- the loop's turn ---
+
+    def step(self) -> None:
+        """Collect what would be lost."""
+        now = self._shared.now()
+        for channel in self._store.live_channels():
+            if channel.role != "Provider" or channel.platform not in self._shared.chains:
+                continue
+            moment = redeem_moment(channel, self._shared.margin_s(channel.platform))
+            busy = channel.channel_id in self._looking or self._not_before.get(channel.channel_id, 0) > now
+            under_way = any(r.channel_id == channel.channel_id for r in self._store.open_requests(*way_of(channel)))
+            if moment is not None and moment <= now and not busy and not under_way:
+                self._looking.add(channel.channel_id)
+                self._shared.tasks.start(self._redeem(channel), f"redeem channel {channel.channel_id}")
+
+    def next_moment(self) -> list[float]:
+        """When time alone asks for another turn."""
+        live = [c for c in self._store.live_channels() if c.role == "Provider" and c.platform in self._shared.chains]
+        moments = [redeem_moment(c, self._shared.margin_s(c.platform)) for c in live]
+        return [moment for moment in moments if moment is not None] + list(self._not_before.values())
+
+    async def _redeem(self, channel: Channel) -> None:
+        """The payer may have paid meanwhile: see first."""
+        try:
+            self._not_before[channel.channel_id] = self._shared.now() + RETRY_S
+            channel, seen = await self._shared.look(channel)
+            if not seen.is_open or channel.claimed >= channel.signed or channel.signature is None:
+                self._count(channel, seen)
+                return
+            request = Request(
+                request_id=str(uuid.uuid4()),
+                owner=channel.owner,
+                kind="redeem",
+                peer_id=channel.peer_id,
+                platform=channel.platform,
+                payer=channel.payer,
+                payee=channel.payee,
+                channel_id=channel.channel_id,
+                amount=channel.signed,
+                created_at=int(self._shared.now()),
+            )
+            log.warning("channel %s is redeemed alone: its payer has not paid", channel.channel_id)
+            with self._books.write():
+                self._store.save_request(request)
+                self._shared.chains[channel.platform].redeem(
+                    self._books.db.connection, request.request_id, key_of(channel), channel.signed, channel.signature
+                )
+        except LOOK_ERRORS as error:
+            log.info("channel %s cannot be looked at now: %s", channel.channel_id, error)
+        finally:
+            self._looking.discard(channel.channel_id)
+            self._shared.wake()
+
+    def on_word(self, request: Request, word: ChainWord) -> None:
+        """What became of a redemption, inside the chain side's transaction."""
+        if request.state != "open":
+            return
+        failed = isinstance(word, Failed)
+        if isinstance(word, Failed):
+            log.error("channel %s could not be redeemed: %s", request.channel_id, word.message)
+        self._store.save_request(msgspec.structs.replace(request, state="failed" if failed else "done"))
+        channel = self._store.channel(request.owner, request.channel_id)
+        if channel is not None and not self._books.closed:
+            self._books.db.after_commit(lambda: self._start_count(channel))
+
+    def _start_count(self, channel: Channel) -> None:
+        self._shared.tasks.start(self._recount(channel), f"count channel {channel.channel_id}")
+
+    async def _recount(self, channel: Channel) -> None:
+        try:
+            channel, seen = await self._shared.look(channel)
+            self._count(channel, seen)
+        except LOOK_ERRORS as error:
+            log.info("channel %s cannot be looked at now: %s", channel.channel_id, error)
+
+    def _count(self, channel: Channel, seen: Look) -> None:
+        """What came without a word of the payer pays the oldest debts of this way."""
+        pot = pot_of(channel.platform, channel.payer, channel.payee)
+        with self._books.write():
+            left = self._shared.claimed(channel.platform, channel.payer, channel.payee)
+            left -= self._books.store.claimed_on(pot, channel.payer, channel.payee)
+            parts, grown = [], []
+            for account in owing(self._books.store.accounts(channel.owner, channel.platform), way_of(channel)):
+                amount = min(account.accepted - account.settled, left)
+                if amount > 0:
+                    left -= amount
+                    parts.append(Part(agreement_id=account.agreement_id, amount=str(amount)))
+                    grown.append(ledger.settle(account, amount))
+            if not parts:
+                return
+            self._books.store.save_transfer(
+                Transfer(
+                    owner=channel.owner,
+                    payment_id=str(uuid.uuid4()),
+                    role="Provider",
+                    payer_id=channel.peer_id,
+                    payee_id=channel.owner,
+                    payer=channel.payer,
+                    payee=channel.payee,
+                    platform=channel.platform,
+                    amount=sum(int(part.amount) for part in parts),
+                    at=self._books.now(),
+                    tx_hash=seen.paid_tx,
+                    block_number=seen.block_number,
+                    block_hash=seen.block_hash,
+                    parts=tuple(parts),
+                    sessions=sessions_of(grown),
+                    state="final",
+                    pot=pot,
+                )
+            )
+            for account in grown:
+                self._books.save(account)
+                self._books.cover(account)
+            self._books.wake(channel.owner, "payment")

@@ -1,0 +1,493 @@
+"""The payer's half of payment channels: reserve ahead, sign vouchers, pay and close at the end.
+
+One channel for each payee on each platform is used for all agreements; another is opened only when the first one ends.
+A voucher is signed in the transaction that accepts a document, on what a final block holds. When nothing goes on any more
+with a payee, the channel is marked as closing *before* the payee is asked for its signature: from then on nothing is
+signed on it, whatever becomes of the question. A payee that does not answer is paid by ``settle`` and the rest comes back
+after the term.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+
+import msgspec
+
+from shem.errors import PeerFailed, Refused
+from shem.node.identity.signing import BadSignature
+from shem.node.payment import ledger
+from shem.node.payment.channel import Channel, Cover, NoChannel, Seen, StillOpen, may_close, observe, plan, sign_up
+from shem.node.payment.channel_books import LOOK_ERRORS, ChannelBooks, id_bytes, key_of, vault_of, way_of
+from shem.node.payment.channel_store import Request, RequestKind, Target, Way
+from shem.node.payment.drivers.base import PaymentOrder, Settlement
+from shem.node.payment.drivers.channel import ChannelDriver
+from shem.node.payment.drivers.evm.vault import close_signer, voucher_digest
+from shem.node.payment.drivers.vaults import ChainWord, Ended, Failed, Opened
+from shem.node.payment.protocol import ChannelMessage, CloseMessage, KeyPart, Peers, VoucherPart, method_of, seal
+from shem.terms.ids import NodeId
+
+log = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT_S = 15.0
+CLOSE_TRIES = 5
+CLOSE_FIRST_S = 1.0
+"""After so long the payee is asked again; each time twice as long."""
+REST = 60
+"""A channel is closed when it was not needed for so small a part of the margin, although its payer has allocations."""
+RETRY_S = 10
+"""A request that the chain refused is made again no sooner."""
+
+
+class WrongClose(Refused):
+    """The answer to a close is not the payee's signature over the sum that was asked for."""
+
+    default_code = "close_wrong"
+
+
+class Payer:
+    """Channels that this node pays through."""
+
+    def __init__(self, shared: ChannelBooks, peers: Peers, driver: ChannelDriver, settle_after_s: float) -> None:
+        self._shared = shared
+        self._books = shared.books
+        self._store = shared.store
+        self._peers = peers
+        self._driver = driver
+        self._settle_after_s = settle_after_s
+        self._asking: set[str] = set()
+        self._looking: set[str] = set()
+        self._not_before: dict[Way, float] = {}
+        self._ask_again: dict[str, float] = {}
+        self._unseen: set[str] = set()
+        """Channels of an earlier run that were not compared with the chain yet: a database may be an older copy."""
+
+    def start(self) -> None:
+        """Compare what is remembered with the chain before anything is signed on it."""
+        for channel in self._store.live_channels():
+            if channel.role == "Requestor" and channel.platform in self._shared.chains:
+                self._unseen.add(channel.channel_id)
+                self._start_look(channel, None)
+
+    # --- in others' transactions ---
+
+    def voucher(self, account: ledger.Account, drawn: int) -> VoucherPart | None:
+        """The voucher that an acceptance of ``drawn`` more must carry; ``None`` where none is due.
+
+        Raises :class:`~shem.node.payment.channel.CoverShort`, :class:`NoChannel`.
+        """
+        if account.platform not in self._shared.chains or not drawn:
+            return None
+        way = (account.owner, account.peer_id, account.platform)
+        now, margin_s = self._shared.now(), self._shared.margin_s(account.platform)
+        fitting = [
+            c
+            for c in self._store.of_way("Requestor", way)
+            if c.state == "open" and c.payee == account.payee and c.channel_id not in self._unseen
+        ]
+        if not fitting:
+            self._shared.wake_later()
+            raise NoChannel("nothing is reserved for this provider yet", hint="try again in a moment")
+        best = next((c for c in fitting if c.room >= drawn and now < c.valid_until - margin_s), fitting[-1])
+        channel = sign_up(best, drawn, now, margin_s)
+        digest = voucher_digest(vault_of(channel), id_bytes(channel), channel.signed)
+        channel = msgspec.structs.replace(channel, signature=self._books.signer.sign_digest(digest))
+        self._store.save(channel)
+        self._shared.wake_later()
+        assert channel.signature is not None
+        return VoucherPart(key=key_part(channel), amount=str(channel.signed), signature=channel.signature)
+
+    def order(self, order: PaymentOrder) -> None:
+        """What is due on a channel is paid when the channel ends, or after a while."""
+        if self._store.target(order.order_id) is not None:
+            return
+        stored = self._books.store.order(order.order_id)
+        now = self._shared.now()
+        self._store.save_target(
+            Target(
+                order_id=order.order_id,
+                owner=order.payer if stored is None else stored.owner,
+                peer_id=order.payee if stored is None else stored.peer_id,
+                platform=order.platform,
+                payer=order.payer,
+                payee=order.payee,
+                amount=order.amount_units,
+                target=self._store.last_target(order.platform, order.payer, order.payee) + order.amount_units,
+                settle_at=int(now + self._settle_after_s),
+            )
+        )
+        self._shared.wake_later()
+
+    def on_word(self, request: Request, word: ChainWord) -> None:
+        """What the chain says of a request of the payer's, inside the chain side's transaction."""
+        if isinstance(word, Opened):
+            if word.final:
+                self._opened(request, word)
+        elif isinstance(word, Failed):
+            log.error("%s of %s for %s failed: %s", request.kind, request.payer, request.payee, word.message)
+            self._failed(request)
+        else:
+            self._ended(request, word)
+
+    def _failed(self, request: Request) -> None:
+        """Asked for again after a while, under another id and after another look. A close needs the payee's word anew."""
+        self._not_before[request.owner, request.peer_id, request.platform] = self._shared.now() + RETRY_S
+        channel = self._store.channel(request.owner, request.channel_id)
+        if request.kind == "close" and channel is not None:
+            self._store.save(msgspec.structs.replace(channel, close_signature=None))
+        self._finish(request, "failed", "")
+
+    def _opened(self, request: Request, word: Opened) -> None:
+        if request.state != "open":
+            return
+        channel_id = "0x" + word.key.id.hex()
+        vault = self._shared.chains[request.platform].vault
+        known = self._store.channel(request.owner, channel_id) or Channel(
+            owner=request.owner,
+            channel_id=channel_id,
+            role="Requestor",
+            peer_id=request.peer_id,
+            platform=request.platform,
+            payer=word.key.payer,
+            payee=word.key.payee,
+            signer=word.key.signer,
+            nonce=word.key.nonce,
+            chain_id=vault.chain_id,
+            vault=vault.address,
+            opened_tx=word.tx_hash,
+            created_at=int(self._shared.now()),
+        )
+        reserved, until = max(word.reserved, known.reserved), max(word.valid_until, known.valid_until)
+        channel = observe(known, Seen(reserved, known.claimed, until))
+        self._store.save(channel)
+        self._finish(request, "done", word.tx_hash)
+        message = ChannelMessage(
+            issuer=request.owner,
+            recipient=request.peer_id,
+            platform=request.platform,
+            chain_id=vault.chain_id,
+            vault=vault.address,
+            key=key_part(channel),
+            tx_hash=word.tx_hash,
+        )
+        self._books.post(request.owner, request.peer_id, "channel", message, channel_id)
+
+    def _ended(self, request: Request, word: Ended) -> None:
+        if request.state != "open":
+            return
+        self._finish(request, "done", word.tx_hash)
+        channel = self._store.channel(request.owner, request.channel_id)
+        if channel is None:
+            return
+        if request.kind in ("settle", "close"):
+            channel = msgspec.structs.replace(channel, claimed=max(channel.claimed, request.amount))
+        if request.kind in ("close", "release"):
+            channel = msgspec.structs.replace(channel, state="closed")
+        self._store.save(channel)
+        self._complete(channel.platform, channel.payer, channel.payee, word)
+
+    def _finish(self, request: Request, state: str, tx_hash: str) -> None:
+        self._store.save_request(msgspec.structs.replace(request, state=state, tx_hash=tx_hash))
+        self._shared.wake_later()
+
+    def _complete(self, platform: str, payer: str, payee: str, word: Ended) -> None:
+        """Every order that what was claimed reaches is paid."""
+        claimed = self._shared.claimed(platform, payer, payee)
+        for target in self._store.open_targets():
+            same = (target.platform, target.payer, target.payee) == (platform, payer, payee)
+            if same and target.target <= claimed:
+                self._store.save_target(msgspec.structs.replace(target, done=True))
+                self._driver.finish(
+                    Settlement(
+                        order_id=target.order_id,
+                        tx_hash=word.tx_hash,
+                        block_number=word.block_number,
+                        block_hash=word.block_hash,
+                        gas_used=word.gas_used,
+                    )
+                )
+
+    # --- the loop's turn ---
+
+    def step(self) -> None:
+        """Do what the rows ask for now."""
+        now = self._shared.now()
+        covers = self._store.live_covers("Requestor")
+        for way in dict.fromkeys(way_of(cover) for cover in covers if cover.platform in self._shared.chains):
+            try:
+                self._reserve(way, [cover for cover in covers if way_of(cover) == way], now)
+            except Refused as error:
+                log.error("nothing can be reserved for %s on %s: %s", way[1], way[2], error)
+                self._not_before[way] = now + RETRY_S
+        for channel in self._store.live_channels():
+            if channel.role == "Requestor" and channel.platform in self._shared.chains:
+                self._tend(channel, now)
+        self._notice_paid()
+
+    def _notice_paid(self) -> None:
+        """Orders of what was paid before they came, or by the payee's own doing."""
+        for target in self._store.open_targets():
+            if target.target <= self._shared.claimed(target.platform, target.payer, target.payee):
+                channel = self._store.between(target.platform, target.payer, target.payee)[-1]
+                if channel.channel_id not in self._looking:
+                    self._start_look(channel, None)
+
+    def next_moment(self) -> list[float]:
+        """When time alone asks for another turn."""
+        moments = [float(target.settle_at) for target in self._store.open_targets()]
+        live = [c for c in self._store.live_channels() if c.role == "Requestor" and c.platform in self._shared.chains]
+        moments += [float(channel.valid_until + 1) for channel in live]
+        moments += [self._rested_at(channel) for channel in live if channel.state == "open"]
+        return moments + list(self._not_before.values()) + list(self._ask_again.values())
+
+    def _reserve(self, way: Way, covers: list[Cover], now: float) -> None:
+        owner, _, platform = way
+        pending = self._store.open_requests(*way)
+        if any(request.kind in ("reserve", "extend") for request in pending) or self._not_before.get(way, 0) > now:
+            return
+        margin_s = self._shared.margin_s(platform)
+        channels = self._store.of_way("Requestor", way)
+        usable = [c for c in channels if c.state == "open" and now < c.valid_until - margin_s]
+        channel = usable[-1] if usable else None
+        grow = plan(channel, covers, self._budget(owner, platform), now, margin_s)
+        if grow is None:
+            return
+        chain, connection = self._shared.chains[platform], self._books.db.connection
+        with self._books.write():
+            if channel is None:
+                request = self._request("reserve", way, covers[0].payer, covers[0].payee, "", grow.add)
+                chain.reserve(
+                    connection,
+                    request.request_id,
+                    payer=request.payer,
+                    payee=request.payee,
+                    signer=self._books.signer.node_id,
+                    amount=grow.add,
+                    valid_until=grow.valid_until,
+                )
+            else:
+                request = self._request("extend", way, channel.payer, channel.payee, channel.channel_id, grow.add)
+                chain.extend(connection, request.request_id, key_of(channel), grow.add, grow.valid_until)
+
+    def _budget(self, owner: str, platform: str) -> int:
+        """What allocations hold that is not reserved for anybody yet."""
+        held = sum(a.remaining for a in self._books.store.active_allocations(owner) if a.platform == platform)
+        rooms = sum(
+            c.room
+            for c in self._store.live_channels()
+            if (c.owner, c.role, c.platform) == (owner, "Requestor", platform)
+        )
+        return max(held - rooms - self._store.reserving(owner, platform), 0)
+
+    def _request(self, kind: RequestKind, way: Way, payer: str, payee: str, channel_id: str, amount: int) -> Request:
+        owner, peer_id, platform = way
+        request = Request(
+            request_id=str(uuid.uuid4()),
+            owner=owner,
+            kind=kind,
+            peer_id=peer_id,
+            platform=platform,
+            payer=payer,
+            payee=payee,
+            channel_id=channel_id,
+            amount=amount,
+            created_at=int(self._shared.now()),
+        )
+        self._store.save_request(request)
+        return request
+
+    def _tend(self, channel: Channel, now: float) -> None:
+        """Close what is idle, pay what is due, take back what is over."""
+        way = way_of(channel)
+        if channel.channel_id in self._asking | self._looking or self._not_before.get(way, 0) > now:
+            return
+        if any(r.channel_id == channel.channel_id for r in self._store.open_requests(*way)):
+            return
+        if channel.channel_id in self._unseen:
+            self._start_look(channel, None)
+            return
+        may_ask = self._ask_again.get(channel.channel_id, 0) <= now
+        half_closed = channel.state == "closing" and channel.close_signature is None
+        if now > channel.valid_until:
+            self._start_look(channel, "settle" if channel.signed > channel.claimed else "release")
+        elif may_ask and (half_closed or self._idle(channel)):
+            self._start_closing(channel)
+        elif channel.signed > channel.claimed and self._is_due(channel, now):
+            self._start_look(channel, "settle")
+
+    def _idle(self, channel: Channel) -> bool:
+        now = self._shared.now()
+        allocations = self._books.store.active_allocations(channel.owner)
+        way = way_of(channel)
+        return may_close(
+            channel,
+            live=any(cover.lives(now) for cover in self._store.live_covers("Requestor", way)),
+            unaccepted=self._shared.unaccepted(way) or self._shared.undelivered(way),
+            allocated=any(a.platform == channel.platform for a in allocations) and now < self._rested_at(channel),
+        )
+
+    def _rested_at(self, channel: Channel) -> float:
+        """When a channel has been without work for so long that nothing is expected, allocations or not."""
+        ends = [cover.changed_at for cover in self._store.covers_of("Requestor", way_of(channel))]
+        return max(ends, default=0) + self._shared.margin_s(channel.platform) / REST
+
+    def _is_due(self, channel: Channel, now: float) -> bool:
+        return any(
+            target.settle_at <= now and way_of_target(target) == way_of(channel)
+            for target in self._store.open_targets()
+        )
+
+    def _start_look(self, channel: Channel, then: RequestKind | None) -> None:
+        self._looking.add(channel.channel_id)
+        self._shared.tasks.start(self._look(channel, then), f"look at channel {channel.channel_id}")
+
+    async def _look(self, channel: Channel, then: RequestKind | None) -> None:
+        """The payee may have acted meanwhile: see first, then settle or release what is left to do."""
+        try:
+            before = channel.signed
+            channel, seen = await self._shared.look(channel)
+            self._unseen.discard(channel.channel_id)
+            with self._books.write():
+                if channel.claimed > before:
+                    self._recover(channel, before)
+                word = Ended(
+                    request_id="",
+                    tx_hash=seen.paid_tx,
+                    block_number=seen.block_number,
+                    block_hash=seen.block_hash,
+                    gas_used=0,
+                )
+                self._complete(channel.platform, channel.payer, channel.payee, word)
+                if not seen.is_open:
+                    return
+                chain, connection = self._shared.chains[channel.platform], self._books.db.connection
+                parts = (way_of(channel), channel.payer, channel.payee, channel.channel_id)
+                if then == "release":
+                    chain.release(connection, self._request("release", *parts, 0).request_id, key_of(channel))
+                elif then == "settle" and channel.signed > channel.claimed:
+                    request = self._request("settle", *parts, channel.signed)
+                    chain.settle(connection, request.request_id, key_of(channel), channel.signed)
+        except LOOK_ERRORS as error:
+            log.info("channel %s cannot be looked at now: %s", channel.channel_id, error)
+        finally:
+            await self._pause_then_wake(channel)
+
+    def _recover(self, channel: Channel, before: int) -> None:
+        """The chain has paid more than this database knew was signed: that much was ordered, too, and forgotten."""
+        forgotten = channel.signed - before
+        if forgotten <= 0:
+            return
+        log.warning("channel %s has paid %s more than is remembered", channel.channel_id, forgotten)
+        last = self._store.last_target(channel.platform, channel.payer, channel.payee)
+        self._store.save_target(
+            Target(
+                order_id=f"forgotten:{channel.channel_id}:{channel.signed}",
+                owner=channel.owner,
+                peer_id=channel.peer_id,
+                platform=channel.platform,
+                payer=channel.payer,
+                payee=channel.payee,
+                amount=forgotten,
+                target=last + forgotten,
+                settle_at=0,
+                done=True,
+            )
+        )
+
+    async def _pause_then_wake(self, channel: Channel) -> None:
+        """A look that led to nothing is not repeated at once."""
+        if not self._store.open_requests(*way_of(channel)):
+            await self._books.clock.sleep(1.0)
+        self._looking.discard(channel.channel_id)
+        self._shared.wake()
+
+    # --- closing ---
+
+    def _start_closing(self, channel: Channel) -> None:
+        self._asking.add(channel.channel_id)
+        if channel.state == "open":
+            channel = msgspec.structs.replace(channel, state="closing")
+            with self._books.write():
+                self._store.save(channel)
+        self._shared.tasks.start(self._close(channel), f"close channel {channel.channel_id}")
+
+    async def _close(self, channel: Channel) -> None:
+        """Ask the payee for its word, and close by it; else settle."""
+        delay_s = CLOSE_FIRST_S
+        try:
+            for _ in range(CLOSE_TRIES):
+                try:
+                    signature = await self._ask(channel)
+                except Refused as error:
+                    log.info("%s does not close channel %s: %s", channel.peer_id, channel.channel_id, error)
+                    if error.code == StillOpen.default_code:
+                        self._reopen(channel)
+                        return
+                    break
+                except (PeerFailed, TimeoutError) as error:
+                    log.info("%s does not answer about channel %s: %s", channel.peer_id, channel.channel_id, error)
+                    await self._books.clock.sleep(delay_s)
+                    delay_s *= 2
+                else:
+                    self._agreed(channel, signature)
+                    return
+            self._give_up(channel)
+        finally:
+            self._asking.discard(channel.channel_id)
+            self._shared.wake()
+
+    async def _ask(self, channel: Channel) -> bytes:
+        message = CloseMessage(
+            issuer=channel.owner,
+            recipient=channel.peer_id,
+            channel_id=channel.channel_id,
+            amount=str(channel.signed),
+        )
+        request = msgspec.msgpack.encode(seal("close", message, self._books.signer))
+        answer = await self._peers.call(NodeId(channel.peer_id), method_of("close"), request, timeout_s=CLOSE_TIMEOUT_S)
+        try:
+            by = close_signer(vault_of(channel), id_bytes(channel), channel.signed, answer)
+        except BadSignature as error:
+            raise WrongClose(f"the payee's close is not signed: {error.message}") from None
+        if by != channel.payee:
+            raise WrongClose(f"the payee's close is signed by {by}, or for another sum")
+        return answer
+
+    def _agreed(self, channel: Channel, signature: bytes) -> None:
+        with self._books.write():
+            self._store.save(msgspec.structs.replace(channel, close_signature=signature))
+            parts = (way_of(channel), channel.payer, channel.payee, channel.channel_id)
+            request = self._request("close", *parts, channel.signed)
+            self._shared.chains[channel.platform].close(
+                self._books.db.connection, request.request_id, key_of(channel), channel.signed, signature
+            )
+
+    def _reopen(self, channel: Channel) -> None:
+        """The payee has signed nothing, so the channel may go on; it is asked again after a while."""
+        self._ask_again[channel.channel_id] = self._shared.now() + RETRY_S
+        with self._books.write():
+            known = self._store.channel(channel.owner, channel.channel_id)
+            if known is not None and known.state == "closing":
+                self._store.save(msgspec.structs.replace(known, state="open"))
+
+    def _give_up(self, channel: Channel) -> None:
+        """The payee is away: pay it now; what is left comes back after the term."""
+        self._ask_again[channel.channel_id] = float(channel.valid_until)
+        with self._books.write():
+            self._make_due(channel)
+
+    def _make_due(self, channel: Channel) -> None:
+        now = int(self._shared.now())
+        for target in self._store.open_targets():
+            if way_of_target(target) == way_of(channel) and target.settle_at > now:
+                self._store.save_target(msgspec.structs.replace(target, settle_at=now))
+
+
+def way_of_target(target: Target) -> Way:
+    """Between whom, where."""
+    return target.owner, target.peer_id, target.platform
+
+
+def key_part(channel: Channel) -> KeyPart:
+    """As messages name it."""
+    return KeyPart(payer=channel.payer, payee=channel.payee, signer=channel.signer, nonce=channel.nonce)

@@ -1,0 +1,156 @@
+"""What a vault and its channels look like: asked of the chain, compared with the pinned code, believed at final blocks.
+
+What an endpoint answers has the right shape or is refused; the channel's sums come from the contract's storage in one
+final block and, once the channel is closed, from the events up to that block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from shem.node.db import Database
+from shem.node.payment.drivers.base import ChainUnreachable
+from shem.node.payment.drivers.evm import vault
+from shem.node.payment.drivers.evm.requests import RequestStore
+from shem.node.payment.drivers.evm.rpc import Block, Call, LogEntry, RpcPool, RpcRefused, number, read, read_or_none
+from shem.node.payment.drivers.evm.vault import ChannelKey, OnChain, Reserved, Vault
+from shem.node.payment.drivers.networks import Network
+from shem.node.payment.drivers.vaults import Look, WrongVault
+from shem.terms.ids import parse_node_id
+
+T = TypeVar("T")
+
+LOG_BLOCKS = 10_000
+"""Endpoints that refuse to search a whole chain mostly search so many blocks."""
+
+
+class _FoundLog(LogEntry, rename="camel"):
+    """An event that was searched for."""
+
+    transaction_hash: str
+
+
+class Eyes:
+    """One vault, seen through a network's endpoints."""
+
+    def __init__(self, db: Database, network: Network, pool: RpcPool, rows: RequestStore) -> None:
+        self.vault = Vault(network.chain_id, network.vault)
+        self._db = db
+        self._network = network
+        self._pool = pool
+        self._rows = rows
+        self._checked = False
+        self.wrong: WrongVault | None = None
+        """Why nothing is done here, as of the last look."""
+
+    async def look(self, key: ChannelKey) -> Look:
+        """See the protocol."""
+        await self.check()
+        block = await self._final_block()
+        at = number(block.number)
+        (answer,) = await self._pool.batch([_view(self.vault.address, vault.channel(key.id), block.number)])
+        # Before the vault stood there, nothing answers.
+        found = OnChain() if read(answer, str) == "0x" else _parsed(vault.read_channel, answer)
+        since = self._rows.seen(key.id)
+        if found.is_open and since is None and not found.claimed:
+            # Every payment comes after this block.
+            with self._db.transaction():
+                self._rows.note_seen(key.id, at)
+        paid: list[tuple[int, str]] = []
+        if found.claimed or not found.is_open:
+            paid = await self._paid(key, since or 0, at)
+        return Look(
+            reserved=found.reserved,
+            claimed=max([found.claimed, *(cumulative for cumulative, _ in paid)]),
+            valid_until=found.valid_until,
+            opened=found.is_open or since is not None or bool(paid) or await self._was_opened(key, at),
+            block_number=at,
+            block_hash=block.hash,
+            block_time=number(block.timestamp),
+            paid_tx=max(paid)[1] if paid else "",
+        )
+
+    async def free(self, payer: str) -> int:
+        """See the protocol; as of the last block."""
+        await self.check()
+        (answer,) = await self._pool.batch([_view(self.vault.address, vault.account(parse_node_id(payer)))])
+        return _parsed(vault.read_account, answer)[0]
+
+    async def cover(self, payer: str) -> tuple[int, int]:
+        """(what the vault may take from the wallet, what is free in the vault) as of the last block."""
+        calls = [
+            _view(self._network.token, vault.allowance(payer, self.vault.address)),
+            _view(self.vault.address, vault.account(payer)),
+        ]
+        allowed, account = await self._pool.batch(calls)
+        return number(read(allowed, str)), _parsed(vault.read_account, account)[0]
+
+    async def _paid(self, key: ChannelKey, since: int, until: int) -> list[tuple[int, str]]:
+        """(in all, transaction) of each payment to the payee."""
+        topics = [vault.PAID_TOPIC, "0x" + key.id.hex(), _topic(key.payee)]
+        paid = []
+        for entry in await self._logs(topics, since, until):
+            for event in vault.events([entry], self.vault):
+                if isinstance(event, vault.Paid) and event.channel == key.id:
+                    paid.append((event.cumulative, entry.transaction_hash.lower()))
+        return paid
+
+    async def _was_opened(self, key: ChannelKey, until: int) -> bool:
+        topics = [vault.RESERVED_TOPIC, _topic(key.payer), _topic(key.payee), "0x" + key.id.hex()]
+        found = vault.events(await self._logs(topics, 0, until), self.vault)
+        return any(isinstance(event, Reserved) and event.key == key for event in found)
+
+    async def _logs(self, topics: Sequence[str], since: int, until: int) -> list[_FoundLog]:
+        wanted = {"address": self.vault.address, "topics": topics, "toBlock": hex(until)}
+        try:
+            return await self._pool.call("eth_getLogs", [wanted | {"fromBlock": hex(since)}], list[_FoundLog])
+        except RpcRefused:
+            if until - since < LOG_BLOCKS:
+                raise
+            near = hex(until - LOG_BLOCKS + 1)
+            return await self._pool.call("eth_getLogs", [wanted | {"fromBlock": near}], list[_FoundLog])
+
+    async def _final_block(self) -> Block:
+        depth = self._network.depth
+        tag = "finalized"
+        if depth is not None:
+            head = await self._pool.call("eth_getBlockByNumber", ["latest", False], Block)
+            tag = hex(max(number(head.number) - depth, 0))
+        (answer,) = await self._pool.batch([("eth_getBlockByNumber", [tag, False])])
+        block = read_or_none(answer, Block)
+        if block is None:
+            raise ChainUnreachable(f"{self._network.name} has no final block yet")
+        return block
+
+    async def check(self) -> None:
+        """Once in the life of the process: the code at the vault's address. Raises :class:`WrongVault`."""
+        if self._checked:
+            return
+        (answer,) = await self._pool.batch([("eth_getCode", [self.vault.address, "latest"])])
+        code = _parsed(lambda text: bytes.fromhex(text.removeprefix("0x")), answer)
+        if not vault.is_our_code(code, self.vault, self._network.token):
+            self.wrong = WrongVault(
+                f"what stands at {self.vault.address} on {self._network.name} is not our vault of {self._network.symbol}",
+                hint=f"correct networks.{self._network.name}.vault",
+            )
+            raise WrongVault(self.wrong.message, hint=self.wrong.hint)
+        self._checked, self.wrong = True, None
+
+
+def _view(to: str, data: bytes, block: str = "latest") -> Call:
+    return "eth_call", [{"to": to, "data": "0x" + data.hex()}, block]
+
+
+def _parsed(parse: Callable[[str], T], answer: msgspec.Raw | RpcRefused) -> T:
+    """Raises :class:`ChainUnreachable` for nonsense."""
+    try:
+        return parse(read(answer, str))
+    except ValueError as error:
+        raise ChainUnreachable(f"the endpoint's answer is not what was asked for: {error}") from None
+
+
+def _topic(address: str) -> str:
+    return "0x" + address[2:].rjust(64, "0")

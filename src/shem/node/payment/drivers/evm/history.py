@@ -1,0 +1,110 @@
+"""What accounts of this node did on their chains, or are about to: for people to read."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+import msgspec
+
+from shem.node.payment.drivers.evm import erc20
+from shem.node.payment.drivers.evm.store import State
+from shem.node.payment.drivers.networks import Network
+
+MAX_DEEDS = 1000
+
+
+class Deed(msgspec.Struct, frozen=True):
+    """One transaction, or what waits to become a part of one."""
+
+    id: str
+    kind: str
+    """``transfer``, ``faucet``, ``approve``, ``deposit``, ``withdraw``, ``reserve``, ``extend``, ``settle``, ``close``,
+    ``release``, ``redeem``."""
+    platform: str
+    state: State
+    """``new`` until it is signed; ``final`` and ``failed`` are for good."""
+    tx_hash: str
+    """Empty before it is mined."""
+    block_number: int | None
+    gas_used: int | None
+    amount: int
+    """Base units: what was asked to be moved, and once it is final, what was. 0 where nothing moves."""
+    at: float | None
+    """Unix seconds of the asking where that is known, else of the first signature."""
+    entries: int
+    """Of how many channels."""
+    detail: str
+
+
+def deeds(connection: sqlite3.Connection, networks: Sequence[Network], address: str, limit: int) -> list[Deed]:
+    """Newest first, at most :data:`MAX_DEEDS`."""
+    found: list[Deed] = []
+    limit = min(limit, MAX_DEEDS)
+    for network in networks:
+        found += _waiting(connection, network, address, limit)
+        rows = connection.execute(
+            "select i.*, (select min(signed_at) from evm_attempt where intent = i.id) as signed_at"
+            " from evm_intent i where chain_id = ? and sender = ? order by i.id desc limit ?",
+            (network.chain_id, address, limit),
+        )
+        found += [_deed(connection, network, row) for row in rows.fetchall()]
+    found.sort(key=lambda deed: float("inf") if deed.at is None else deed.at, reverse=True)
+    return found[:limit]
+
+
+def _waiting(connection: sqlite3.Connection, network: Network, address: str, limit: int) -> list[Deed]:
+    """Requests that are in no call, and those that failed without one."""
+    if not network.vault:
+        return []
+    rows = connection.execute(
+        "select * from vault_request where chain_id = ? and vault = ? and account = ? and intent is null"
+        " order by id desc limit ?",
+        (network.chain_id, network.vault, address, limit),
+    )
+    platform = network.channel_platforms[0].platform
+    return [
+        Deed(
+            id=row["request_id"],
+            kind=row["kind"],
+            platform=platform,
+            state="failed" if row["state"] == "failed" else "new",
+            tx_hash="",
+            block_number=None,
+            gas_used=None,
+            amount=int(row["amount"]),
+            at=row["made_at"],
+            entries=1,
+            detail=row["detail"],
+        )
+        for row in rows
+    ]
+
+
+def _deed(connection: sqlite3.Connection, network: Network, row: sqlite3.Row) -> Deed:
+    area, _, rest = str(row["key"]).partition(":")
+    kind, platform, entries, at, detail = area, network.platform.platform, 1, row["signed_at"], ""
+    amount = 0
+    if area == "order":
+        kind, amount = "transfer", erc20.parse_transfer(row["data"])[1]
+    elif area == "vault":
+        kind, platform = rest.partition(":")[0], network.channel_platforms[0].platform if network.vault else ""
+        kind = "approve" if kind == "leave" else kind
+        asked = connection.execute("select * from vault_request where intent = ?", (row["id"],)).fetchall()
+        if asked:
+            column = "moved" if row["state"] == "final" else "amount"
+            amount, entries = sum(int(one[column]) for one in asked), len(asked)
+            at, detail = min(one["made_at"] for one in asked), asked[0]["detail"]
+    return Deed(
+        id=str(row["id"]),
+        kind=kind,
+        platform=platform,
+        state=row["state"],
+        tx_hash=row["tx_hash"] or "",
+        block_number=row["block_number"],
+        gas_used=row["gas_used"],
+        amount=amount,
+        at=at,
+        entries=entries,
+        detail=detail,
+    )
