@@ -301,10 +301,12 @@ async def test_payment_status_is_exact_to_the_last_digit(net: Devnet, image: Pat
                 break
             await asyncio.sleep(0.05)
     assert told["problems"] == []
-    chain, alias, free = told["platforms"]
-    assert (free["platform"], free["amount"]) == ("free", "0")
-    assert (alias["platform"], alias["amount"]) == ("erc20-holesky-tglm", chain["amount"])
-    assert chain["platform"] == "erc20-devnet-tglm"
+    by_name = {one["platform"]: one for one in told["platforms"]}
+    names = ["erc20-devnet-tglm", "erc20-holesky-tglm", "channel-devnet-tglm", "channel-holesky-tglm", "free"]
+    assert list(by_name) == names
+    chain = by_name["erc20-devnet-tglm"]
+    assert by_name["erc20-holesky-tglm"]["amount"] == chain["amount"]
+    assert by_name["free"]["amount"] == "0"
     assert chain["address"] == net.requestor.node_id
     units = await _token_units(net, net.requestor.node_id)
     assert isinstance(chain["amount"], str)
@@ -315,7 +317,7 @@ async def test_payment_status_is_exact_to_the_last_digit(net: Devnet, image: Pat
     assert Decimal(out["confirmed"]["totalAmount"]) * 10**18 == 1000 * 10**18 - units
     assert chain["reserved"] == "0"
 
-    plain = await shem(net, "payment", "status")
+    plain = await shem(net, "payment", "status", COLUMNS="240")
     assert plain.status == 0
     assert "…" not in plain.out
     rows = {line.split("  ")[0].strip(): line.split() for line in plain.out.splitlines() if line.strip()}

@@ -74,8 +74,8 @@ class Devnet:
 
     ``providers``: how many. ``chain``: without one, only the free platform works. ``driver``: the sandbox technology
     (``auto``, ``bwrap``, ``oci``). ``images``: where providers unpack images (shared, as if they had pulled before).
-    ``price``: per provider, in tokens: ``start``, ``hourly`` (for the time) and ``cpu_hourly``. ``channels``: whether nodes also
-    pay, and take pay, by payment channels.
+    ``price``: per provider, in tokens: ``start``, ``hourly`` (for the time) and ``cpu_hourly``. ``channels``: whether nodes
+    have a vault, and so can pay, and take pay, by payment channels.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Devnet:
         images: Path | None = None,
         prices: dict[str, str] | None = None,
         provider_options: tuple[str, ...] = (),
-        channels: bool = False,
+        channels: bool = True,
     ) -> None:
         self.root = root
         self.chain_url = ""
