@@ -32,8 +32,19 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     token_symbol: str = "GLM"  # noqa: S105 - a ticker
     vault: str = ""
     """Address of the vault of payment channels over this token; empty: nobody pays or is paid by channel here."""
+    multi_transfer: str = ""
+    """Address of the contract that pays many receivers of this token in one transaction; empty: the published one, where
+    the network and the token are published."""
     depth: int | None = None
     """Blocks on top that make a payment final; ``None``: the chain's own ``finalized`` tag."""
+    max_fee_gwei: str = ""
+    """Most that is ever offered for a unit of gas, as a decimal number; above it payments wait and say so. Empty: what is
+    usual on the network."""
+    max_tip_gwei: str = ""
+    """Most of it that goes to whoever makes the block."""
+    max_head_age_s: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """An endpoint whose last block is older has fallen behind and is not asked; 0 for a chain that rests when idle;
+    ``None``: what is usual on the network."""
     aliases: tuple[str, ...] = ()
     """Other names for the same chain and money, for programs that know no other (``holesky`` is their default). Only for
     test networks of one's own."""

@@ -15,6 +15,7 @@ import msgspec
 from shem.errors import Misconfigured
 from shem.node.config import NetworkConfig
 from shem.node.payment.drivers.base import Platform
+from shem.terms.amounts import BadAmount, parse_amount
 
 GWEI = 10**9
 DRIVER = "erc20"
@@ -39,6 +40,8 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     gas_symbol: str = "ETH"
     multi_transfer: str = ""
     """Contract that pays many at once; its logs may name it as sender. Empty where there is none."""
+    multi_max: int = 10
+    """Payments in one call of it."""
     faucet: str = ""
     """Contract that gives test tokens."""
     faucet_call: str = ""
@@ -50,6 +53,8 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     max_fee_wei: int = 100 * GWEI
     """Most that is ever offered for a unit of gas. Above it payments wait and say so."""
     max_tip_wei: int = 5 * GWEI
+    usual_tip_wei: int = GWEI
+    """Offered where an endpoint does not say what is usual."""
     poll_s: float = 2.0
     """Between two looks at the chain while something is under way."""
     max_poll_s: float = 12.0
@@ -109,6 +114,7 @@ PUBLISHED = (
         token="0x7dd9c5cba05e151c895fde1cf355c9a1d5da6429",  # noqa: S106
         multi_transfer="0xcfd497f7d111f14c3ef7ebeee63771d1506f0af8",
         max_fee_wei=40 * GWEI,
+        usual_tip_wei=1_010_000_000,
     ),
     Network(
         name="polygon",
@@ -119,6 +125,7 @@ PUBLISHED = (
         multi_transfer="0x50100d4faf5f3b09987dea36dc2eddd57a3e561b",
         max_fee_wei=500 * GWEI,
         max_tip_wei=50 * GWEI,
+        usual_tip_wei=25_011_000_000,
     ),
     Network(
         name="hoodi",
@@ -143,6 +150,7 @@ PUBLISHED = (
         faucet="0xf29ff8a13211ac33861986e407190ae5c773d53c",
         max_fee_wei=500 * GWEI,
         max_tip_wei=50 * GWEI,
+        usual_tip_wei=25_011_000_000,
     ),
     Network(
         name="sepolia",
@@ -155,6 +163,7 @@ PUBLISHED = (
         chain_id=1337,
         gas_symbol="dETH",
         faucet_call="shem_fund",
+        multi_max=100,
         poll_s=0.1,
         max_poll_s=0.5,
         rebroadcast_s=1.0,
@@ -232,27 +241,54 @@ def _address(text: str, name: str, contract: str, code: str) -> str:
     return address
 
 
+def _contract(text: str, name: str, contract: str, code: str, token: str) -> str:
+    """An address that is not the token's; empty stays empty."""
+    if not text:
+        return ""
+    address = _address(text, name, contract, code)
+    if address == token:
+        raise Misconfigured(
+            f"{name} is the token itself",
+            code=code,
+            hint=f"give the address of the {contract} contract, or leave it out: then nothing is paid through it",
+        )
+    return address
+
+
+def _wei(text: str, name: str, usual: int) -> int:
+    if not text:
+        return usual
+    try:
+        wei = parse_amount(text, 9)
+    except BadAmount as error:
+        raise Misconfigured(f"{name}: {error.message}", code="bad_fee", hint="give gwei, such as 40 or 25.5") from None
+    if not wei:
+        raise Misconfigured(f"{name} is nothing", code="bad_fee", hint="no chain takes a transaction for that")
+    return wei
+
+
 def _configured(base: Network, given: NetworkConfig) -> Network:
-    token = _address(given.token, f"networks.{base.name}.token", "ERC-20", "bad_token_address")
-    vault = ""
-    if given.vault:
-        vault = _address(given.vault, f"networks.{base.name}.vault", "vault", "bad_vault_address")
-        if vault == token:
-            raise Misconfigured(
-                f"networks.{base.name}.vault is the token itself",
-                code="bad_vault_address",
-                hint="give the address of the vault, or leave it out: then nobody is paid by channel",
-            )
+    place = f"networks.{base.name}"
+    token = _address(given.token, f"{place}.token", "ERC-20", "bad_token_address")
+    vault = _contract(given.vault, f"{place}.vault", "vault", "bad_vault_address", token)
+    multi = _contract(
+        given.multi_transfer, f"{place}.multi_transfer", "multi-transfer", "bad_multi_transfer_address", token
+    )
+    # The published contracts belong to the published token.
+    published = token == base.token
+    age_s = base.max_head_age_s if given.max_head_age_s is None else given.max_head_age_s or None
     return msgspec.structs.replace(
         base,
         chain_id=given.chain_id,
         rpc_urls=given.rpc_urls,
         token=token,
         symbol=given.token_symbol,
-        vault=vault or (base.vault if token == base.token else ""),
+        vault=vault or (base.vault if published else ""),
         depth=given.depth,
+        max_fee_wei=_wei(given.max_fee_gwei, f"{place}.max_fee_gwei", base.max_fee_wei),
+        max_tip_wei=_wei(given.max_tip_gwei, f"{place}.max_tip_gwei", base.max_tip_wei),
+        max_head_age_s=age_s,
         aliases=given.aliases,
-        # The published contracts belong to the published token.
-        multi_transfer=base.multi_transfer if token == base.token else "",
-        faucet=base.faucet if token == base.token else "",
+        multi_transfer=multi or (base.multi_transfer if published else ""),
+        faucet=base.faucet if published else "",
     )
