@@ -51,6 +51,9 @@ REFUSALS = 3
 TOP_UP_REST_S = 600.0
 """A deposit of our own that failed is not made again for so long."""
 MAX_CATCH_UP_S = 600.0
+SHORT = "money_short_in_vault"
+_FILLING: tuple[Kind, ...] = ("deposit", "close", "release")
+"""What brings money to the free balance."""
 _ALONE: tuple[Kind, ...] = ("deposit", "withdraw", "extend")
 _TOP_UP = "top-up:"
 """Requests of our own: deposits of what a reserve lacks."""
@@ -327,8 +330,21 @@ class ChannelChain:
                 free -= cost
                 admitted.append(intent)
         unsigned = {intent.id for intent in waiting}
+        short = self._give_up_withdrawals(payer, short)
         dropped = set() if on_its_way else self._top_up(payer, short, max(free, 0), unsigned)
         return [intent for intent in admitted if intent.id not in dropped], self._short(payer, short, max(free, 0))
+
+    def _give_up_withdrawals(self, payer: str, short: Sequence[Request]) -> list[Request]:
+        """Somebody else took what was free when a withdrawal was asked for: it fails, unless more is under way to the
+        vault. It would take the next money that comes there for something else. Gives the others."""
+        lost = [row for row in short if row.kind == "withdraw"]
+        if not lost or any(row.kind in _FILLING for row in self._rows.open_of(payer)):
+            return list(short)
+        with self._db.transaction(durable=True):
+            for row in lost:
+                self._drop([row])
+                self._undone([row], SHORT, "the vault does not hold that much free any more")
+        return [row for row in short if row not in lost]
 
     def _entries(self, intents: Sequence[Intent]) -> dict[int, list[Request]]:
         found: dict[int, list[Request]] = {}
@@ -470,6 +486,10 @@ class ChannelChain:
     async def free(self, payer: str) -> int:
         """See the protocol; as of the last block."""
         return await self._eyes.free(payer)
+
+    def unmined(self, account: str, *kinds: Kind) -> int:
+        """What is asked for in these kinds and in no block yet, in all."""
+        return self._rows.unmined(account, kinds)
 
     def _problem(
         self, code: Literal["TxStuck", "InsufficientToken"], message: str, address: str = "", needed: str = ""

@@ -33,7 +33,7 @@ from shem.node.payment.drivers.base import (
 )
 from shem.node.payment.drivers.evm import erc20
 from shem.node.payment.drivers.evm.channels import INTENTS, ChannelChain
-from shem.node.payment.drivers.evm.history import Deed, deeds
+from shem.node.payment.drivers.evm.history import Deed, deeds, one_deed
 from shem.node.payment.drivers.evm.manager import Admission, TransactionManager, only_wait
 from shem.node.payment.drivers.evm.rpc import (
     Block,
@@ -96,6 +96,7 @@ class EvmDriver:
             for network in networks
         }
         self._callbacks: list[Callback] = []
+        self._watchers: list[Callable[[], None]] = []
         self._scope: TaskScope | None = None
         self.managers: Mapping[tuple[str, str], TransactionManager] = {
             (network.name, signer.address): self._manager(network, signer, clock or SystemClock())
@@ -133,6 +134,7 @@ class EvmDriver:
             admit=admit,
             on_receipt=receipt,
             on_refused=refused,
+            on_moved=self._moved,
         )
 
     def platforms(self) -> Sequence[Platform]:
@@ -155,6 +157,14 @@ class EvmDriver:
     def on_settled(self, callback: Callback) -> None:
         """See the protocol. Register before :meth:`start`."""
         self._callbacks.append(callback)
+
+    def on_moved(self, callback: Callable[[], None]) -> None:
+        """Call back after every look at a chain that brought something new: what waits may have gone a step further."""
+        self._watchers.append(callback)
+
+    def _moved(self) -> None:
+        for callback in self._watchers:
+            callback()
 
     def problems(self) -> Sequence[DriverProblem]:
         """Why orders wait now."""
@@ -239,6 +249,10 @@ class EvmDriver:
     def history(self, address: str, limit: int) -> list[Deed]:
         """What the account did or means to do on its chains, the newest first."""
         return deeds(self._db.connection, self.networks, parse_node_id(address), limit)
+
+    def deed(self, address: str, name: str) -> Deed | None:
+        """One of them, by its id or by the id of what was asked of a vault."""
+        return one_deed(self._db.connection, self.networks, parse_node_id(address), name)
 
     # Looking
 

@@ -12,6 +12,7 @@ from shem.node.payment.drivers.evm.store import State
 from shem.node.payment.drivers.networks import Network
 
 MAX_DEEDS = 1000
+_INTENTS = "select i.*, (select min(signed_at) from evm_attempt where intent = i.id) as signed_at from evm_intent i"
 
 
 class Deed(msgspec.Struct, frozen=True):
@@ -44,13 +45,41 @@ def deeds(connection: sqlite3.Connection, networks: Sequence[Network], address: 
     for network in networks:
         found += _waiting(connection, network, address, limit)
         rows = connection.execute(
-            "select i.*, (select min(signed_at) from evm_attempt where intent = i.id) as signed_at"
-            " from evm_intent i where chain_id = ? and sender = ? order by i.id desc limit ?",
+            f"{_INTENTS} where chain_id = ? and sender = ? order by i.id desc limit ?",
             (network.chain_id, address, limit),
         )
         found += [_deed(connection, network, row) for row in rows.fetchall()]
     found.sort(key=lambda deed: float("inf") if deed.at is None else deed.at, reverse=True)
     return found[:limit]
+
+
+def one_deed(connection: sqlite3.Connection, networks: Sequence[Network], address: str, name: str) -> Deed | None:
+    """By its id; or by the id of a request to a vault, whatever transaction that is a part of by now."""
+    for network in networks:
+        asked = (
+            connection.execute(
+                "select * from vault_request where chain_id = ? and vault = ? and account = ? and request_id = ?",
+                (network.chain_id, network.vault, address, name),
+            ).fetchone()
+            if network.vault
+            else None
+        )
+        intent = name if asked is None else asked["intent"]
+        row = connection.execute(
+            f"{_INTENTS} where chain_id = ? and sender = ? and i.id = ?", (network.chain_id, address, intent)
+        ).fetchone()
+        if asked is None:
+            if row is not None:
+                return _deed(connection, network, row)
+        elif row is None:
+            return _unsent(network, asked)
+        else:
+            moved = asked["moved"] if row["state"] == "final" else asked["amount"]
+            whole = _deed(connection, network, row)
+            return msgspec.structs.replace(
+                whole, id=name, amount=int(moved), at=asked["made_at"], detail=asked["detail"]
+            )
+    return None
 
 
 def _waiting(connection: sqlite3.Connection, network: Network, address: str, limit: int) -> list[Deed]:
@@ -62,23 +91,23 @@ def _waiting(connection: sqlite3.Connection, network: Network, address: str, lim
         " order by id desc limit ?",
         (network.chain_id, network.vault, address, limit),
     )
-    platform = network.channel_platforms[0].platform
-    return [
-        Deed(
-            id=row["request_id"],
-            kind=row["kind"],
-            platform=platform,
-            state="failed" if row["state"] == "failed" else "new",
-            tx_hash="",
-            block_number=None,
-            gas_used=None,
-            amount=int(row["amount"]),
-            at=row["made_at"],
-            entries=1,
-            detail=row["detail"],
-        )
-        for row in rows
-    ]
+    return [_unsent(network, row) for row in rows]
+
+
+def _unsent(network: Network, row: sqlite3.Row) -> Deed:
+    return Deed(
+        id=row["request_id"],
+        kind=row["kind"],
+        platform=network.channel_platforms[0].platform,
+        state="failed" if row["state"] == "failed" else "new",
+        tx_hash="",
+        block_number=None,
+        gas_used=None,
+        amount=int(row["amount"]),
+        at=row["made_at"],
+        entries=1,
+        detail=row["detail"],
+    )
 
 
 def _deed(connection: sqlite3.Connection, network: Network, row: sqlite3.Row) -> Deed:

@@ -112,11 +112,12 @@ class TransactionManager:
         admit: Admit = admit_all,
         on_receipt: Callable[[Intent, Receipt], None] = heed_nothing,
         on_refused: Callable[[Intent, str], float | None] = only_wait,
+        on_moved: Callable[[], None] = lambda: None,
     ) -> None:
         """``on_done`` is called inside the transaction in which an intent becomes ``final`` or ``failed``; ``on_receipt``
         in the same before it, and also whenever the intent is found ``mined``, which a reorg may undo. ``on_refused`` is
         asked about an intent that was never signed and that the chain would refuse: after how many seconds to try again,
-        or ``None`` when it has been dropped."""
+        or ``None`` when it has been dropped. ``on_moved`` is called after every look that found, or made, something new."""
         self._db = db
         self._pool = pool
         self._network = network
@@ -126,6 +127,7 @@ class TransactionManager:
         self._admit = admit
         self._on_receipt = on_receipt
         self._on_refused = on_refused
+        self._on_moved = on_moved
         self._store = IntentStore(db.connection, network.chain_id, signer.address)
         self._wake = asyncio.Event()
         self._same_chain = False
@@ -176,6 +178,8 @@ class TransactionManager:
                 continue
             try:
                 moved = await self.step()
+                if moved:
+                    self._on_moved()
             except ChainUnreachable:
                 moved = False  # noted by step
             except Exception:  # a door: whatever an endpoint answers or a listener does, the other payments must go out

@@ -163,6 +163,17 @@ class RequestStore:
         """All that is under way for an account, oldest first."""
         return self._where("account = ? and state in ('waiting', 'called') order by id", account)
 
+    def unmined(self, account: str, kinds: Sequence[Kind]) -> int:
+        """What is asked for in these kinds and in no block yet, in all."""
+        marks = ",".join("?" * len(kinds))
+        rows = self._connection.execute(
+            "select amount from vault_request r left join evm_intent i on i.id = r.intent"  # noqa: S608
+            " where r.chain_id = ? and r.vault = ? and r.account = ? and r.state in ('waiting', 'called')"
+            f" and r.kind in ({marks}) and coalesce(i.state, 'new') in ('new', 'sent')",
+            (*self._vault, account, *kinds),
+        )
+        return sum(int(row["amount"]) for row in rows)
+
     def unheard(self) -> list[int]:
         """Calls that ended while nobody minded this vault: a node that ran without it in its configuration."""
         rows = self._connection.execute(
