@@ -45,6 +45,15 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_head_age_s: Annotated[int, msgspec.Meta(ge=0)] | None = None
     """An endpoint whose last block is older has fallen behind and is not asked; 0 for a chain that rests when idle;
     ``None``: what is usual on the network."""
+    finality_s: Annotated[float, msgspec.Meta(gt=0, le=86400)] | None = None
+    """How long it usually takes until a block is final; tell it together with ``depth``. ``None``: what is usual there."""
+    cover_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=86400)] | None = None
+    """How long a provider waits for money to be reserved for an agreement paid by channel; ``None``: by ``finality_s``."""
+    settle_after_s: Annotated[float, msgspec.Meta(gt=0, le=90 * 86400)] | None = None
+    """What is due on a channel that goes on is paid on the chain after so long; ``None``: after a day."""
+    credit: str = "0"
+    """Tokens' worth of work, as a decimal number, that a provider does for each requestor beyond what it has reserved:
+    before its reserve is final, say. All of it may be lost, to everyone who cares to come under a new name."""
     aliases: tuple[str, ...] = ()
     """Other names for the same chain and money, for programs that know no other (``holesky`` is their default). Only for
     test networks of one's own."""

@@ -15,6 +15,7 @@ import msgspec
 from shem.errors import Misconfigured
 from shem.node.config import NetworkConfig
 from shem.node.payment.drivers.base import Platform
+from shem.node.payment.drivers.vaults import VaultTerms
 from shem.terms.amounts import BadAmount, parse_amount
 
 GWEI = 10**9
@@ -24,6 +25,7 @@ CHANNEL = "channel"
 DEVNET = "devnet"
 VALUED = "GLM"
 """Symbol of the token that is money; those of test networks have another."""
+LEAST_COVER_WAIT_S = 30.0
 _NAME = re.compile(r"[a-z0-9]{1,32}")
 _ADDRESS = re.compile(r"0x[0-9a-f]{40}")
 
@@ -68,10 +70,31 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     """How long requests of one kind wait for each other, to go to the vault in one call."""
     margin_s: int = 3600
     """How long before the end of a channel's term everything must be over."""
+    finality_s: float = 960.0
+    """How long it usually takes until a block is final."""
+    cover_timeout_s: float | None = None
+    """How long a payee waits for money to be reserved for an agreement; ``None``: by ``finality_s``."""
+    settle_after_s: float = 24 * 3600.0
+    """What is due on a channel that goes on is paid on the chain after so long; its voucher is good until then."""
+    credit: int = 0
+    """Base units that a payee works for beyond what is reserved, for each payer."""
     max_head_age_s: float | None = 300.0
     """An endpoint whose last block is older has fallen behind; ``None`` for chains that rest when idle."""
     aliases: tuple[str, ...] = ()
     """Other names under which deals may know the same chain and token."""
+
+    @property
+    def vault_terms(self) -> VaultTerms:
+        """What the owner decides about channels here."""
+        wait_s = self.cover_timeout_s
+        return VaultTerms(
+            finality_s=self.finality_s,
+            cover_timeout_s=max(LEAST_COVER_WAIT_S, 2 * self.finality_s + self.replace_after_s)
+            if wait_s is None
+            else wait_s,
+            settle_after_s=self.settle_after_s,
+            credit=self.credit,
+        )
 
     @property
     def platform(self) -> Platform:
@@ -125,6 +148,7 @@ PUBLISHED = (
         multi_transfer="0x50100d4faf5f3b09987dea36dc2eddd57a3e561b",
         max_fee_wei=500 * GWEI,
         max_tip_wei=50 * GWEI,
+        finality_s=15.0,
         usual_tip_wei=25_011_000_000,
     ),
     Network(
@@ -150,6 +174,7 @@ PUBLISHED = (
         faucet="0xf29ff8a13211ac33861986e407190ae5c773d53c",
         max_fee_wei=500 * GWEI,
         max_tip_wei=50 * GWEI,
+        finality_s=15.0,
         usual_tip_wei=25_011_000_000,
     ),
     Network(
@@ -171,6 +196,7 @@ PUBLISHED = (
         refused_s=0.5,
         gather_s=0.1,
         margin_s=120,
+        finality_s=1.0,
         max_head_age_s=None,
     ),
 )
@@ -291,4 +317,17 @@ def _configured(base: Network, given: NetworkConfig) -> Network:
         aliases=given.aliases,
         multi_transfer=multi or (base.multi_transfer if published else ""),
         faucet=base.faucet if published else "",
+        finality_s=base.finality_s if given.finality_s is None else given.finality_s,
+        cover_timeout_s=base.cover_timeout_s if given.cover_timeout_s is None else given.cover_timeout_s,
+        settle_after_s=base.settle_after_s if given.settle_after_s is None else given.settle_after_s,
+        credit=_units(given.credit, f"{place}.credit", base.decimals),
     )
+
+
+def _units(text: str, name: str, decimals: int) -> int:
+    try:
+        return parse_amount(text, decimals)
+    except BadAmount as error:
+        raise Misconfigured(
+            f"{name}: {error.message}", code="bad_credit", hint="give tokens, such as 0 or 0.25"
+        ) from None

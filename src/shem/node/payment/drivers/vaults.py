@@ -53,6 +53,19 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
 ChainWord = Opened | Ended | Failed
 
 
+class VaultTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """What the owner of a node decides about channels on one network."""
+
+    finality_s: float
+    """How long it usually takes until a block is final."""
+    cover_timeout_s: float
+    """How long a payee waits for money to be reserved for an agreement."""
+    settle_after_s: float
+    """What is due on a channel that goes on is paid on the chain after so long."""
+    credit: int = 0
+    """What a payee works for beyond what is reserved, for each payer."""
+
+
 class Look(msgspec.Struct, frozen=True, kw_only=True):
     """A channel as the last final block has it."""
 
@@ -92,6 +105,10 @@ class VaultChain(Protocol):
     @property
     def margin_s(self) -> int:
         """How long before the end of a term everything must be over: room for blocks, fees and clocks."""
+
+    @property
+    def terms(self) -> VaultTerms:
+        """What the owner has decided for this network."""
 
     def on_word(self, callback: Callable[[ChainWord], None]) -> None:
         """Tell of every request's fate, inside the transaction that notes it; maybe more than once."""

@@ -78,6 +78,7 @@ class ChannelChain:
         db.migrate("payment_vault", requests.MIGRATIONS)
         self.vault = Vault(network.chain_id, network.vault)
         self.margin_s = network.margin_s
+        self.terms = network.vault_terms
         self._db = db
         self._network = network
         self._pool = pool
