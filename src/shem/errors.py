@@ -10,6 +10,7 @@
     │   └── Gone           … came after the end                       410
     ├── PeerFailed         the other node must act
     ├── MoneyShort         the owner must fund or wait
+    ├── KeyLocked          the owner must unlock the node's key      423
     ├── WorkFailed         the workload or its sandbox: in batch results, never an HTTP status
     └── Misconfigured      the operator must edit configuration: at start only
     TimeoutError           Python's own; 408 where the API has it
@@ -101,6 +102,12 @@ class MoneyShort(ShemError):
     """The owner must fund, or wait."""
 
     default_code = "money_short"
+
+
+class KeyLocked(ShemError):
+    """The owner must unlock the key. Until then nothing is signed, and what is asked may be asked again."""
+
+    default_code = "identity_locked"
 
 
 class WorkFailed(ShemError):

@@ -1,7 +1,7 @@
 """The command line: one noun for each file, loaded when it is used.
 
 Exit status: 0 done; 1 something failed that has no number of its own; 2 the request is wrong; 3 another node (or ours) did not
-answer; 4 money is short; 5 the work itself failed; 6 the configuration is wrong; 130 interrupted.
+answer; 4 money is short; 5 the work itself failed; 6 the configuration is wrong; 7 the node's key is locked; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from shem import errors
 EXIT = [
     (errors.MoneyShort, 4),
     (errors.WorkFailed, 5),
+    (errors.KeyLocked, 7),
     (errors.Misconfigured, 6),
     (errors.PeerFailed, 3),
     (errors.Refused, 2),

@@ -29,6 +29,7 @@ _KINDS: dict[int, type[errors.ShemError]] = {
     404: errors.NotFound,
     409: errors.Conflict,
     410: errors.Gone,
+    423: errors.KeyLocked,
     501: errors.NotImplementedHere,
     504: errors.PeerFailed,
 }

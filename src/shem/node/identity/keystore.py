@@ -1,21 +1,21 @@
 """The key file: Web3 Secret Storage version 3 (the format of Golem and of Ethereum wallets), made to survive a crash.
 
-A file is written beside its final name (0600), synced, and then given its name by a hard link, which fails when the
-name is taken: a key is never half there and never overwritten. A passphrase of the user's own is stretched hard
-(scrypt, n = 2**17: 0.3 s and 128 MB); one that we generated has 256 bits of its own and needs none of that (n = 2**14:
-0.05 s and 16 MB). A generated passphrase lies beside the key file, equally 0600: it protects copies of the key file,
-not the directory.
+A key is never half there and never overwritten by another (:mod:`~shem.node.identity.keyfiles`). A passphrase of the
+user's own is stretched hard (scrypt, n = 2**17: 0.3 s and 128 MB); one that we generated has 256 bits of its own and needs
+none of that (n = 2**14: 0.05 s and 16 MB). A generated passphrase lies beside the key file, equally 0600: it protects
+copies of the key file, not the directory.
+
+A key changes its passphrase, never its place: the same key is encrypted anew and takes the old file's name in one step. A
+generated passphrase is written before the key file that it opens, and removed after the one that it does not open any
+more; a crash in between leaves a key file that one of the two passphrases opens, and the node then asks for the owner's.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import hmac
 import json
-import os
 import secrets
-import stat
 import sys
 import uuid
 from pathlib import Path
@@ -24,14 +24,15 @@ from typing import Any
 import coincurve
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from shem.errors import Misconfigured
+from shem.errors import Misconfigured, Refused
+from shem.node.identity.keyfiles import KeystoreUnusable, read_private, remove, replace_private, write_new
 from shem.node.identity.signing import ORDER, address_of, keccak256
+from shem.terms.ids import NodeId, parse_node_id
 
 KEYSTORE = "identity.json"
 PASSPHRASE = "identity.pass"  # noqa: S105  a file name
 N_GENERATED = 1 << 14
 N_USER = 1 << 17
-MAX_KEYSTORE_BYTES = 64 << 10
 _R, _P = 8, 1
 _MOST_WORK = 1 << 24
 """n·r·p: 64 times what we ask of a user's own passphrase ourselves, and 2 GiB of memory."""
@@ -41,12 +42,6 @@ class WrongPassphrase(Misconfigured):
     """The key file does not open with this passphrase."""
 
     default_code = "wrong_passphrase"
-
-
-class KeystoreUnusable(Misconfigured):
-    """The key file is damaged, of another kind, or open to others."""
-
-    default_code = "keystore_unusable"
 
 
 class OtherIdentity(Misconfigured):
@@ -78,9 +73,7 @@ def load_or_create_secret(directory: Path, passphrase: str | None, wanted: bytes
             _create(directory, passphrase, wanted or new_secret())
         found = read_secret(directory, passphrase)
     except OSError as error:
-        raise KeystoreUnusable(
-            f"the key directory {directory} cannot be used: {error.strerror}", hint="check its owner and free space"
-        ) from error
+        raise _unusable(directory, error) from error
     if wanted is not None and found != wanted:
         raise OtherIdentity(
             f"the directory {directory} has an identity already, and it is not the one that is given",
@@ -95,7 +88,72 @@ def read_secret(directory: Path, passphrase: str | None = None) -> bytes:
     path.stat()  # a directory without one lacks no passphrase
     if passphrase is None:
         passphrase = _generated_passphrase(directory)
-    return decrypt(_read_private(path), passphrase)
+    return decrypt(read_private(path), passphrase)
+
+
+def import_secret(directory: Path, secret: bytes, passphrase: str | None) -> bool:
+    """Make a directory's identity of ``secret``, under ``passphrase`` or a generated one; False when it is that already.
+
+    Raises :class:`OtherIdentity` for a directory that has another one, :class:`KeystoreUnusable`.
+    """
+    path = directory / KEYSTORE
+    made = False
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not path.exists():
+            made = _create(directory, passphrase, secret)
+        found = address_in(directory)
+    except OSError as error:
+        raise _unusable(directory, error) from error
+    if found != address_of(coincurve.PrivateKey(secret).public_key):
+        raise OtherIdentity(
+            f"the directory {directory} has the identity {found} already",
+            hint="choose another data directory; a key is never overwritten",
+        )
+    return made
+
+
+def change_passphrase(directory: Path, secret: bytes, passphrase: str | None) -> None:
+    """Encrypt the directory's key anew: under ``passphrase``, or a generated one that lies beside it.
+
+    ``secret`` is the key, as :func:`read_secret` gave it. Raises :class:`KeystoreUnusable`.
+    """
+    try:
+        if passphrase is None:
+            if not has_own_passphrase(directory):
+                return  # never the only passphrase that opens it replaced before the file is
+            generated = secrets.token_urlsafe(32)
+            replace_private(directory / PASSPHRASE, generated.encode())
+            replace_private(directory / KEYSTORE, encrypt(secret, generated, n=N_GENERATED))
+        else:
+            replace_private(directory / KEYSTORE, encrypt(secret, passphrase, n=N_USER))
+            remove(directory / PASSPHRASE)
+    except OSError as error:
+        raise _unusable(directory, error) from error
+
+
+def address_in(directory: Path) -> NodeId:
+    """Whose key lies there, as the file says without being opened. Raises :class:`KeystoreUnusable`, ``OSError``."""
+    try:
+        content = json.loads(read_private(directory / KEYSTORE))
+        return parse_node_id("0x" + str(content["address"]).lower().removeprefix("0x"))
+    except (ValueError, KeyError, TypeError, RecursionError, Refused):
+        raise KeystoreUnusable("the key file is damaged", hint="restore it from a copy") from None
+
+
+def has_own_passphrase(directory: Path) -> bool:
+    """Whether the owner alone knows what opens the key file. Raises as :func:`read_secret` does, but for a wrong one."""
+    try:
+        read_secret(directory)
+    except WrongPassphrase:
+        return True
+    return False
+
+
+def _unusable(directory: Path, error: OSError) -> KeystoreUnusable:
+    return KeystoreUnusable(
+        f"the key directory {directory} cannot be used: {error.strerror}", hint="check its owner and free space"
+    )
 
 
 def encrypt(secret: bytes, passphrase: str, *, n: int) -> bytes:
@@ -168,15 +226,15 @@ def _aes(key: bytes, vector: bytes, data: bytes) -> bytes:
     return Cipher(algorithms.AES(key[:16]), modes.CTR(vector)).encryptor().update(data)
 
 
-def _create(directory: Path, passphrase: str | None, secret: bytes) -> None:
+def _create(directory: Path, passphrase: str | None, secret: bytes) -> bool:
     n = N_USER
     if passphrase is None:
         n = N_GENERATED
         # The passphrase first: a crash in between leaves one that the next start uses.
         if not (directory / PASSPHRASE).exists():
-            _write_new(directory / PASSPHRASE, secrets.token_urlsafe(32).encode())
+            write_new(directory / PASSPHRASE, secrets.token_urlsafe(32).encode())
         passphrase = _generated_passphrase(directory)
-    _write_new(directory / KEYSTORE, encrypt(secret, passphrase, n=n))
+    return write_new(directory / KEYSTORE, encrypt(secret, passphrase, n=n))
 
 
 def _generated_passphrase(directory: Path) -> str:
@@ -185,45 +243,4 @@ def _generated_passphrase(directory: Path) -> str:
         raise WrongPassphrase(
             f"the key file in {directory} was made with a passphrase of yours", hint="start with that passphrase"
         )
-    return _read_private(path).decode(errors="replace").strip()
-
-
-def _read_private(path: Path) -> bytes:
-    with path.open("rb") as file:
-        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-        if os.name == "posix" and mode & 0o077:
-            raise KeystoreUnusable(f"others may read {path}", code="keystore_exposed", hint=f"chmod 600 {path}")
-        content = file.read(MAX_KEYSTORE_BYTES + 1)
-    if len(content) > MAX_KEYSTORE_BYTES:
-        raise KeystoreUnusable(f"{path} is far too big for a key file")
-    return content
-
-
-def _write_new(path: Path, content: bytes) -> None:
-    """Whole or not at all; when somebody else was first, theirs stays."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(draft, path)
-        except FileExistsError:
-            return
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-                raise
-            draft.rename(path)  # a file system without hard links
-    finally:
-        draft.unlink(missing_ok=True)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return read_private(path).decode(errors="replace").strip()

@@ -21,7 +21,7 @@ import msgspec
 
 from shem.cogs.clock import Clock, SystemClock
 from shem.cogs.tasks import TaskScope
-from shem.errors import NotFound, PeerFailed, ShemError
+from shem.errors import KeyLocked, NotFound, PeerFailed, ShemError
 from shem.node.peer.addresses import format_bootstrap, parse_bootstrap
 from shem.node.peer.bootstrap import Bootstraps
 from shem.node.peer.bulk import BulkStream, StreamBroken, read_opening, send_opening
@@ -245,11 +245,23 @@ class PeerNetwork:
     def _our_hello(self) -> Hello:
         addresses = self._transport.addresses()
         if self._record is None or addresses != self._recorded:
-            now_ms = int(self._clock.now().timestamp() * 1000)
-            self._record_seq = max(now_ms, self._record_seq + 1)
-            self._recorded = addresses
-            self._record = sign_record(self._credentials, addresses, self._record_seq)
+            self._record = self._new_record(addresses)
         return Hello(self._binding, self._record, self._incarnation, self._limits.max_in_flight)
+
+    def _new_record(self, addresses: list[str]) -> SignedRecord:
+        """Signed now; while our key is locked, the last one there was, until it is not locked any more."""
+        now_ms = int(self._clock.now().timestamp() * 1000)
+        seq = max(now_ms, self._record_seq + 1)
+        try:
+            record = sign_record(self._credentials, addresses, seq)
+        except KeyLocked:
+            kept = self._credentials.kept_record()
+            if not kept:
+                raise
+            return msgspec.msgpack.decode(kept, type=SignedRecord)
+        self._record_seq, self._recorded = seq, addresses
+        self._credentials.keep_record(msgspec.msgpack.encode(record))
+        return record
 
     def _admit(self, met: Met, connection: Connection, control: Stream, beyond: bytes, hello_due: bool) -> Link:
         assert self._scope is not None

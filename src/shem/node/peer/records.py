@@ -50,7 +50,13 @@ class Credentials(Protocol):
     def transport_seed(self) -> bytes: ...
 
     def sign(self, purpose: str, payload: bytes) -> bytes:
-        """65 bytes over the payload."""
+        """65 bytes over the payload. Raises :class:`~shem.errors.KeyLocked` while its key is locked."""
+
+    def keep_record(self, signed: bytes) -> None:
+        """Remember the last record that was signed, for a time when none can be."""
+
+    def kept_record(self) -> bytes:
+        """The last that was remembered; empty when there was none."""
 
     def verify(self, purpose: str, payload: bytes, signature: bytes, issuer: NodeId) -> None:
         """Raises :class:`Refused` unless ``issuer`` signed it."""

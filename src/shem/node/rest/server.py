@@ -63,6 +63,7 @@ _STATUS: list[tuple[type[BaseException], int]] = [
     (errors.NotImplementedHere, 501),
     (errors.Refused, 400),
     (errors.MoneyShort, 400),
+    (errors.KeyLocked, 423),
     (TimeoutError, 408),
     (errors.PeerFailed, 504),
     (errors.ShemError, 500),
