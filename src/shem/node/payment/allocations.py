@@ -223,6 +223,17 @@ class Allocations:
         """What the owner has promised of a platform's money, in base units."""
         return self._reserved_on(owner, self._books.same_money(platform))
 
+    def promised(self, owner: str, platform: str) -> tuple[int, int]:
+        """(by channel, by transfer): what the owner has promised of a platform's money, by who is going to pay it."""
+        names = self._books.same_money(platform)
+        channels = [name for name in names if name in self.channel_platforms]
+        others = [name for name in names if name not in channels]
+        return self._reserved_on(owner, channels), self._reserved_on(owner, others)
+
+    def allocated(self, owner: str, platform: str) -> int:
+        """What allocations on this platform still hold, in base units."""
+        return sum(a.remaining for a in self._store.active_allocations(owner) if a.platform == platform)
+
     def _reserved_on(self, owner: str, names: Sequence[str]) -> int:
         allocations = [a for a in self._store.active_allocations(owner) if a.platform in names]
         owing = [account for name in names for account in self._store.owing(owner, name)]

@@ -261,6 +261,17 @@ class Payee:
                 self._looking.add(channel.channel_id)
                 self._shared.tasks.start(self._redeem(channel), f"redeem channel {channel.channel_id}")
 
+    def acts(self, channel: Channel) -> bool:
+        """Whether it is being looked at, or collected from."""
+        requests = self._store.open_requests(*way_of(channel))
+        return channel.channel_id in self._looking or any(r.channel_id == channel.channel_id for r in requests)
+
+    def collect(self, channel: Channel) -> None:
+        """Redeem what is held now, without waiting for its payer or the end of the term."""
+        if not self.acts(channel):
+            self._looking.add(channel.channel_id)
+            self._shared.tasks.start(self._redeem(channel), f"redeem channel {channel.channel_id}")
+
     def next_moment(self) -> list[float]:
         """When time alone asks for another turn."""
         live = [c for c in self._store.live_channels() if c.role == "Provider" and c.platform in self._shared.chains]

@@ -59,6 +59,8 @@ class Payer:
         self._looking: set[str] = set()
         self._not_before: dict[Way, float] = {}
         self._ask_again: dict[str, float] = {}
+        self._leaving: set[str] = set()
+        """Channels that end as soon as nothing goes on, allocations or not."""
         self._unseen: set[str] = set()
         """Channels of an earlier run that were not compared with the chain yet: a database may be an older copy."""
 
@@ -207,6 +209,31 @@ class Payer:
                     )
                 )
 
+    # --- for an owner that wants its money back ---
+
+    def leave(self, channel: Channel) -> None:
+        """Close it as soon as nothing goes on, even if its payer has allocations; for the life of this process."""
+        self._leaving.add(channel.channel_id)
+
+    def talks(self, channel: Channel) -> bool:
+        """Whether the payee is being asked to close it, or is going to be."""
+        if channel.channel_id in self._asking:
+            return True
+        if channel.state == "open":
+            return self._idle(channel)
+        again = self._ask_again.get(channel.channel_id, 0)
+        return channel.close_signature is None and again <= self._shared.now()
+
+    def acts(self, channel: Channel) -> bool:
+        """Whether something that is asked of the chain is under way."""
+        requests = self._store.open_requests(*way_of(channel))
+        return channel.channel_id in self._looking or any(r.channel_id == channel.channel_id for r in requests)
+
+    def settle_now(self, channel: Channel) -> None:
+        """Pay what is signed, whatever goes on."""
+        if not self.acts(channel):
+            self._start_look(channel, "settle")
+
     # --- the loop's turn ---
 
     def step(self) -> None:
@@ -319,11 +346,12 @@ class Payer:
         now = self._shared.now()
         allocations = self._books.store.active_allocations(channel.owner)
         way = way_of(channel)
+        wanted = channel.channel_id not in self._leaving and now < self._rested_at(channel)
         return may_close(
             channel,
             live=any(cover.lives(now) for cover in self._store.live_covers("Requestor", way)),
             unaccepted=self._shared.unaccepted(way) or self._shared.undelivered(way),
-            allocated=any(a.platform == channel.platform for a in allocations) and now < self._rested_at(channel),
+            allocated=wanted and any(a.platform == channel.platform for a in allocations),
         )
 
     def _rested_at(self, channel: Channel) -> float:

@@ -68,9 +68,13 @@ class ChannelDriver:
     async def balance(self, platform: str, address: str) -> Balance:
         """What is in the wallet and what is free in the vault. Raises as ``erc20`` does, and
         :class:`~shem.node.payment.drivers.vaults.WrongVault`."""
+        held, free = await self.parts(platform, address)
+        return msgspec.structs.replace(held, token_units=held.token_units + free)
+
+    async def parts(self, platform: str, address: str) -> tuple[Balance, int]:
+        """(what the wallet holds, what is free in the vault). Raises as :meth:`balance` does."""
         vault, plain = self._way(platform)
-        held = await self._erc20.balance(plain, address)
-        return msgspec.structs.replace(held, token_units=held.token_units + await vault.free(address))
+        return await self._erc20.balance(plain, address), await vault.free(address)
 
     async def fund(self, platform: str, address: str) -> str:
         """See the protocol: tokens come to the wallet."""
