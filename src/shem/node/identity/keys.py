@@ -29,6 +29,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from shem.errors import KeyLocked
 from shem.node.identity import keystore, signing
 from shem.node.identity.binding import Binding, check_binding, make_binding
+from shem.node.identity.keyfiles import KeystoreUnusable
 from shem.node.identity.presence import Presence, read_presence, write_presence
 from shem.node.peer.records import sign_record
 from shem.terms.ids import NodeId
@@ -42,6 +43,8 @@ CLOCK_SKEW_S = 3600
 class Identity:
     """A node's own key. Make one with :meth:`open_or_create` or, in tests, :meth:`generate`."""
 
+    _key: coincurve.PrivateKey | None
+
     def __init__(self, secret: bytes) -> None:
         """From the 32-byte secp256k1 secret."""
         key = coincurve.PrivateKey(secret)
@@ -49,7 +52,7 @@ class Identity:
         self._key = key
 
     def _begin(self, node_id: NodeId, transport_seed: bytes) -> None:
-        self._key: coincurve.PrivateKey | None = None
+        self._key = None
         self._transport_seed = transport_seed
         self._transport = Ed25519PrivateKey.from_private_bytes(transport_seed)
         self.node_id: NodeId = node_id
@@ -81,7 +84,7 @@ class Identity:
         try:
             return cls(keystore.read_secret(directory))
         except OSError as error:
-            raise keystore.KeystoreUnusable(
+            raise KeystoreUnusable(
                 f"no identity can be read in {directory}: {error.strerror}", hint="name the node's data directory"
             ) from error
 

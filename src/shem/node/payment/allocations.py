@@ -9,7 +9,7 @@ reserves nothing, and everything that was accepted from it becomes due.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 
 from shem.errors import NotFound, Refused
@@ -56,8 +56,10 @@ async def _nothing(owner: str, platform: str) -> tuple[int, int]:
 class Allocations:
     """The owner's allocations."""
 
-    def __init__(self, books: Books, default_platform: str | None) -> None:
+    def __init__(self, books: Books, default_platform: str | None, payouts: Mapping[str, str]) -> None:
+        """``payouts``: by platform, the address that is paid there instead of the owner's."""
         self._books = books
+        self._payouts = payouts
         self._store = books.store
         self._default = default_platform
         self.channel_platforms: Collection[str] = ()
@@ -111,7 +113,7 @@ class Allocations:
         return [
             wire.Account(
                 platform=platform.platform,
-                address=owner,
+                address=owner if send else self._payouts.get(platform.platform, owner),
                 driver=platform.driver,
                 network=platform.network,
                 token=platform.token,

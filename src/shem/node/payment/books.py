@@ -23,8 +23,18 @@ from shem.node.payment.deal import AgreementView, Deal, deal_of
 from shem.node.payment.drivers.base import PaymentDriver, Platform
 from shem.node.payment.ledger import Account, Chain
 from shem.node.payment.lifecycle import Fact, follow
-from shem.node.payment.protocol import AcceptanceMessage, LetterKind, Message, Signer, VoucherPart, seal
-from shem.node.payment.store import Document, Event, Kind, Store
+from shem.node.payment.protocol import (
+    AcceptanceMessage,
+    LetterKind,
+    Message,
+    Signed,
+    Signer,
+    VoucherKey,
+    VoucherPart,
+    method_of,
+    seal,
+)
+from shem.node.payment.store import Document, Event, Kind, Letter, Store
 from shem.terms.amounts import format_amount
 from shem.terms.ids import NodeId
 
@@ -32,6 +42,8 @@ log = logging.getLogger(__name__)
 
 Role = Literal["Requestor", "Provider"]
 
+UNASKED: Sequence[LetterKind] = ("payment", "channel")
+"""Letters that follow from what the chain did, not from what somebody asks of us."""
 _EVENT_PREFIX: Mapping[Kind, str] = {"debit-note": "DebitNote", "invoice": "Invoice"}
 
 
@@ -99,6 +111,8 @@ class Books:
         self.db = db
         self.store = store
         self.signer = signer
+        self.voucher_signer: VoucherKey = signer
+        """What signs vouchers; set when that is a key of its own."""
         self.activities = activities
         self.clock = clock
         self.pulses: Pulses[tuple[str, str]] = Pulses()
@@ -256,10 +270,19 @@ class Books:
     def post(
         self, owner: str, peer_id: str, kind: LetterKind, message: Message, document_id: str
     ) -> tuple[bytes, bytes]:
-        """Sign and queue a letter; its payload and signature."""
-        sealed = seal(kind, message, self.signer)
+        """Sign and queue a letter; its payload and signature. Raises :class:`~shem.errors.KeyLocked`, but not for what the
+        chain gives rise to: that has happened whatever we sign, so its letter is signed when it goes out."""
+        if kind in UNASKED and self.signer.locked:
+            sealed = Signed(msgspec.msgpack.encode(message), b"")
+        else:
+            sealed = seal(kind, message, self.signer)
         self.repost(owner, peer_id, kind, sealed.payload, sealed.signature, document_id)
         return sealed.payload, sealed.signature
+
+    def envelope(self, letter: Letter) -> Signed:
+        """A letter as it travels. Raises :class:`~shem.errors.KeyLocked` for one that is still to be signed."""
+        signature = letter.signature or self.signer.sign(method_of(letter.kind), letter.payload)
+        return Signed(letter.payload, signature)
 
     def repost(
         self, owner: str, peer_id: str, kind: LetterKind, payload: bytes, signature: bytes, document_id: str

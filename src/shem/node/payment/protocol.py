@@ -184,11 +184,25 @@ class BadMessage(Refused):
     default_code = "bad_payment_message"
 
 
+class VoucherKey(Protocol):
+    """What signs vouchers: the identity, or a key that can do nothing else."""
+
+    @property
+    def node_id(self) -> NodeId:
+        """Its address, as channels name it."""
+
+    def sign_digest(self, digest: bytes) -> bytes:
+        """65 bytes over the digest of a voucher that was built here."""
+
+
 class Signer(Protocol):
-    """The identity that binds itself."""
+    """The identity that binds itself. While it is locked its signatures raise :class:`~shem.errors.KeyLocked`."""
 
     @property
     def node_id(self) -> NodeId: ...
+
+    @property
+    def locked(self) -> bool: ...
 
     def sign(self, purpose: str, payload: bytes) -> bytes:
         """65 bytes."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 import msgspec
@@ -23,7 +23,7 @@ from shem.node.payment.books import Activities, Agreements, Books
 from shem.node.payment.channels import Channels
 from shem.node.payment.drivers.base import DriverProblem, PaymentDriver
 from shem.node.payment.outbox import Outbox
-from shem.node.payment.protocol import Peers, Signer
+from shem.node.payment.protocol import Peers, Signer, VoucherKey
 from shem.node.payment.provider import ProviderDesk
 from shem.node.payment.requestor import RequestorDesk
 from shem.node.payment.settlement import Settler, Verifier
@@ -47,6 +47,8 @@ class PaymentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """First and longest delay of another look at a claimed payment."""
     settle_after_s: float = 24 * 3600.0
     """What is due on a channel that goes on is paid on the chain after so long; its voucher is good until then."""
+    payouts: Mapping[str, str] = {}
+    """By platform: the address that is paid there instead of this node's own account."""
     cover_timeout_s: float = 30.0
     """How long the start of work waits until money is reserved for it."""
 
@@ -74,7 +76,7 @@ class Payments:
         self._timer: asyncio.Task[object] | None = None
         self.books = Books(db, Store(db), signer, market, activities, drivers, clock)
         self.books.wake_settler = self._look_again
-        self.allocations = Allocations(self.books, config.default_platform)
+        self.allocations = Allocations(self.books, config.default_platform, config.payouts)
         self.requestor = RequestorDesk(self.books)
         self.provider = ProviderDesk(self.books)
         self.settler = Settler(self.books)
@@ -123,6 +125,17 @@ class Payments:
         self.provider.delivered(letter)
         if letter.kind == "acceptance":  # a channel may end once its last voucher has arrived
             self.books.db.after_commit(self.channels.changed)
+
+    def sign_vouchers_with(self, key: VoucherKey) -> None:
+        """From now on; what another key signed stands, and its channels are paid and closed."""
+        self.books.voucher_signer = key
+        self.channels.changed()
+
+    def unlocked(self) -> None:
+        """Go on with what waited for signatures."""
+        for peer in self.books.store.addressees():
+            self.outbox.wake(peer)
+        self._look_again()
 
     def _look_again(self) -> None:
         self._due.set()

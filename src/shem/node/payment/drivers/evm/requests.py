@@ -71,7 +71,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     id: int = 0
     request_id: str
     account: str
-    """Who sends the transaction: the payer, or the payee that redeems."""
+    """Who sends the transaction: the payer, the payee that redeems, or who redeems for it."""
     kind: Kind
     payer: str
     payee: str = ""
@@ -116,7 +116,7 @@ def call_of(requests: Sequence[Request]) -> bytes:
         return vault.cooperative_close([(r.key, r.amount, r.signature) for r in requests])
     if first.kind == "release":
         return vault.release([r.key for r in requests])
-    return vault.redeem(first.account, [Claim(r.key, r.amount, r.signature) for r in requests])
+    return vault.redeem(first.payee, [Claim(r.key, r.amount, r.signature) for r in requests])
 
 
 class RequestStore:
