@@ -16,7 +16,7 @@ from shem.errors import Refused
 from shem.node.identity.keys import Identity
 from shem.node.payment.drivers.base import Failure, PaymentOrder
 from shem.node.payment.drivers.channel import ChannelDriver
-from shem.node.payment.drivers.evm import vault
+from shem.node.payment.drivers.evm import erc20, vault
 from shem.node.payment.drivers.evm.channels import REFUSALS
 from shem.node.payment.drivers.evm.transaction import Transaction
 from shem.node.payment.drivers.evm.vault import ChannelKey
@@ -329,7 +329,7 @@ async def test_a_top_up_that_nobody_needs_any_more_is_dropped(make: Callable[...
     # somebody puts it in for us
     for nonce, (to, data) in enumerate(
         [
-            (places.TOKEN_ADDRESS, vault.approve(places.VAULT_ADDRESS, 1000)),
+            (places.TOKEN_ADDRESS, erc20.approve(places.VAULT_ADDRESS, 1000)),
             (places.VAULT_ADDRESS, vault.deposit(bench.me, 100)),
         ]
     ):

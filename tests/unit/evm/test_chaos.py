@@ -3,8 +3,8 @@
 The manager runs on a real chain through a line that breaks as a seed says: endpoint down, reply lost after the request
 took effect, garbage, and ``kill -9`` between storing and sending or between sending and noting. The chain does its part:
 partial blocks, reorgs with and without the transactions coming back, mempools wiped. Orders trickle in and are repeated.
-At the end the balances on chain are compared with the orders. A manager that sends before it stores runs through the
-same, and must fail: a test that cannot tell the two apart would prove nothing.
+At the end the balances on chain are compared with the orders. So with orders that go many in one transaction. A manager
+that sends before it stores runs through the same, and must fail: a test that cannot tell the two apart would prove nothing.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import asyncio
 import random
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -62,6 +63,11 @@ class WrongDriver(EvmDriver):
 class World:
     """One seed's run."""
 
+    changes: Mapping[str, Any] = {}
+    """Of the network."""
+    gathers = 0.0
+    """How often orders that wait for company are made a call."""
+
     def __init__(self, seed: int, payments: int, directory: Path, driver_type: type[EvmDriver]) -> None:
         self.rng = random.Random(seed)
         self.faults: Counter[str] = Counter()
@@ -77,7 +83,7 @@ class World:
         config = NetworkConfig(chain_id=1337, rpc_urls=("line",), token=places.TOKEN_ADDRESS, token_symbol="tGLM")
         (network,) = networks_from({"devnet": config})
         # Time passes half a second a tick: stuck after four ticks.
-        self.network = msgspec.structs.replace(network, rebroadcast_s=1.0, replace_after_s=2.0)
+        self.network = msgspec.structs.replace(network, rebroadcast_s=1.0, replace_after_s=2.0, **self.changes)
         self.ordered = 0
         self.open()
 
@@ -133,6 +139,8 @@ class World:
 
     async def step(self) -> None:
         try:
+            if self.rng.random() < self.gathers:
+                self.driver.payouts["devnet"].gather()
             await self.manager.step()
         except ChainUnreachable:
             pass
@@ -166,9 +174,15 @@ class World:
             await self.step()
             self.shake()
             await self.clock.advance(0.5)
-            if self.ordered == self.payments and not self._count("state not in ('final', 'failed')"):
+            if self.ordered == self.payments and not self._left():
                 break
         return self._judge()
+
+    def _left(self) -> int:
+        """What is under way, or waits for company."""
+        under_way = self._count("state not in ('final', 'failed')")
+        waiting = self.db.connection.execute("select count(*) from evm_order where intent is null").fetchone()[0]
+        return under_way + int(waiting)
 
     def _count(self, where: str) -> int:
         query = f"select count(*) from evm_intent where {where}"
@@ -192,10 +206,25 @@ class World:
         self.chain.close()
 
 
+class Many(World):
+    """The same where several payments go in one transaction."""
+
+    changes = {"multi_transfer": places.MULTI_TRANSFER_ADDRESS, "multi_max": 10}  # noqa: RUF012
+    gathers = 0.2
+
+    def _judge(self) -> str:
+        calls = self._count("key like 'multi:%'")
+        return super()._judge() or ("" if calls else "nothing went together")
+
+
 async def run(
-    seed: int, payments: int, directory: Path, driver_type: type[EvmDriver] = EvmDriver
+    seed: int,
+    payments: int,
+    directory: Path,
+    driver_type: type[EvmDriver] = EvmDriver,
+    world_type: type[World] = World,
 ) -> tuple[str, Counter[str]]:
-    world = World(seed, payments, directory, driver_type)
+    world = world_type(seed, payments, directory, driver_type)
     try:
         async with asyncio.timeout(60):
             return await world.run(), world.faults
@@ -211,13 +240,20 @@ async def test_exactly_once(seed: int, tmp_path: Path) -> None:
     assert not wrong, f"{wrong} after {dict(faults)}"
 
 
-async def test_the_control_fails(tmp_path: Path) -> None:
-    """A manager that sends first must be caught, or the test above shows nothing."""
+@pytest.mark.parametrize("seed", range(50, 56))
+async def test_exactly_once_many_at_a_time(seed: int, tmp_path: Path) -> None:
+    wrong, faults = await run(seed, 30, tmp_path, world_type=Many)
+    assert not wrong, f"{wrong} after {dict(faults)}"
+
+
+@pytest.mark.parametrize(("world_type", "seeds"), [(World, (4, 5, 7)), (Many, (1, 3, 4))])
+async def test_the_control_fails(world_type: type[World], seeds: Sequence[int], tmp_path: Path) -> None:
+    """A manager that sends first must be caught, or the tests above show nothing."""
     caught = 0
-    for seed in (4, 5, 7):
+    for seed in seeds:
         directory = tmp_path / str(seed)
         directory.mkdir()
-        wrong, _ = await run(seed, 40, directory, WrongDriver)
+        wrong, _ = await run(seed, 40, directory, WrongDriver, world_type)
         caught += bool(wrong)
     assert caught >= 2
 
@@ -241,7 +277,8 @@ async def test_every_kind_of_fault_happens(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("world_type", [World, Many])
 @pytest.mark.parametrize("seed", range(100, 150))
-async def test_exactly_once_sixty_payments(seed: int, tmp_path: Path) -> None:
-    wrong, faults = await run(seed, 60, tmp_path)
+async def test_exactly_once_sixty_payments(seed: int, world_type: type[World], tmp_path: Path) -> None:
+    wrong, faults = await run(seed, 60, tmp_path, world_type=world_type)
     assert not wrong, f"{wrong} after {dict(faults)}"

@@ -105,7 +105,7 @@ class World:
         address, _ = self.deploy(self.people[0], code, self.token)
         self.vault = vault.Vault(CHAIN_ID, address)
         for person in self.people[:3]:
-            assert self.send(person, vault.approve(address, 2**256 - 1), self.token).ok
+            assert self.send(person, erc20.approve(address, 2**256 - 1), self.token).ok
 
     def voucher(self, signer: Identity, channel: bytes, amount: int) -> bytes:
         return signer.sign_digest(vault.voucher_digest(self.vault, channel, amount))
@@ -125,7 +125,7 @@ def devchain() -> Iterator[World]:
             for number, person in enumerate(world.people):
                 chain.fund(bytes.fromhex(person.address[2:]), 10**20, TOKENS if number < 3 else 0)
             for person in world.people[:3]:
-                assert world.send(person, vault.approve(world.vault.address, 2**256 - 1), world.token).ok
+                assert world.send(person, erc20.approve(world.vault.address, 2**256 - 1), world.token).ok
             yield world
         finally:
             chain.close()

@@ -30,7 +30,7 @@ from shem.cogs.tasks import TaskScope
 from shem.errors import Refused
 from shem.node.db import Database
 from shem.node.payment.drivers.base import ChainUnreachable, DriverProblem
-from shem.node.payment.drivers.evm import requests, vault
+from shem.node.payment.drivers.evm import erc20, requests, vault
 from shem.node.payment.drivers.evm.eyes import Eyes
 from shem.node.payment.drivers.evm.manager import TransactionManager
 from shem.node.payment.drivers.evm.requests import Kind, Request, RequestStore
@@ -164,9 +164,17 @@ class ChannelChain:
         self._about(connection, request_id, "release", key.payer, key, 0)
 
     def redeem(
-        self, connection: sqlite3.Connection, request_id: str, key: ChannelKey, amount: int, signature: bytes
+        self,
+        connection: sqlite3.Connection,
+        request_id: str,
+        key: ChannelKey,
+        amount: int,
+        signature: bytes,
+        *,
+        sender: str = "",
     ) -> None:
-        self._about(connection, request_id, "redeem", key.payee, key, _units(amount), signature)
+        account = parse_node_id(sender) if sender else key.payee
+        self._about(connection, request_id, "redeem", account, key, _units(amount), signature)
 
     def _about(
         self,
@@ -357,7 +365,7 @@ class ChannelChain:
     def _ask_leave(self, payer: str) -> None:
         """Once for ever: the vault takes from nobody but who calls it."""
         manager = self._managers[self._network.name, payer]
-        leave = vault.approve(self.vault.address, _EVERYTHING)
+        leave = erc20.approve(self.vault.address, _EVERYTHING)
         manager.submit_once(f"{INTENTS}leave:{uuid.uuid4()}", self._network.token, leave, urgent=True)
 
     def _top_up(self, payer: str, short: Sequence[Request], free: int, unsigned: set[int]) -> set[int]:
@@ -523,7 +531,8 @@ def _batches(rows: Sequence[Request]) -> list[list[Request]]:
     batches: list[list[Request]] = []
     for row in rows:
         last = batches[-1] if batches else []
-        if last and len(last) < min(row.size, *(other.size for other in last), vault.MAX_BATCH):
+        fits = last and (row.kind != "redeem" or row.payee == last[0].payee)  # such a call names one payee
+        if fits and len(last) < min(row.size, *(other.size for other in last), vault.MAX_BATCH):
             last.append(row)
         else:
             batches.append([row])

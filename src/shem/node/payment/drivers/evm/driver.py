@@ -1,9 +1,7 @@
 """ERC-20 payments: orders become transfer intents; claims of others are checked against the chain.
 
 One transaction manager for each account on each network, whatever names the network goes by; the accounts are those whose
-signers the node has. An order is
-one ``transfer`` call now. Orders and intents are kept apart in the tables, so that one multi-transfer may later serve
-several orders without a change to anybody who orders.
+signers the node has. How orders become calls is :mod:`~shem.node.payment.drivers.evm.payouts`'.
 """
 
 from __future__ import annotations
@@ -35,6 +33,7 @@ from shem.node.payment.drivers.evm import erc20
 from shem.node.payment.drivers.evm.channels import INTENTS, ChannelChain
 from shem.node.payment.drivers.evm.history import Deed, deeds, one_deed
 from shem.node.payment.drivers.evm.manager import Admission, TransactionManager, only_wait
+from shem.node.payment.drivers.evm.payouts import MULTI, Payouts, tokens_of
 from shem.node.payment.drivers.evm.rpc import (
     Block,
     Call,
@@ -110,6 +109,13 @@ class EvmDriver:
             if network.vault
         }
         """By network; they share its accounts and endpoints."""
+        self.payouts: Mapping[str, Payouts] = {
+            network.name: Payouts(
+                db, network, self._pools[network.name], self.managers, clock or SystemClock(), self._told
+            )
+            for network in networks
+        }
+        """By network."""
 
     def _manager(self, network: Network, signer: Signer, clock: Clock) -> TransactionManager:
         async def admit(waiting: Sequence[Intent], in_flight: Sequence[Intent]) -> Admission:
@@ -122,6 +128,8 @@ class EvmDriver:
         def refused(intent: Intent, reason: str) -> float | None:
             if intent.key.startswith(INTENTS) and network.name in self.vaults:
                 return self.vaults[network.name].refused(intent, reason)
+            if self.payouts[network.name].refused(signer.address, intent, reason):
+                return None
             return only_wait(intent, reason)
 
         return self.manager_type(
@@ -130,7 +138,7 @@ class EvmDriver:
             network,
             signer,
             clock=clock,
-            on_done=self._done,
+            on_done=lambda intent: self.payouts[network.name].done(signer.address, intent),
             admit=admit,
             on_receipt=receipt,
             on_refused=refused,
@@ -144,6 +152,8 @@ class EvmDriver:
     async def start(self) -> None:
         """Go on with what was left undone, in the background. The chain need not be there."""
         self._scope = TaskScope("payments")
+        for name, payouts in self.payouts.items():
+            self._scope.start(payouts.run(), f"{name}: orders")
         for (network, address), manager in self.managers.items():
             self._scope.start(manager.run(), f"{network}:{address}")
 
@@ -176,24 +186,18 @@ class EvmDriver:
         """See the protocol."""
         network = self._network(order.platform)
         payer, payee = parse_node_id(order.payer), parse_node_id(order.payee)
-        manager = self.managers.get((network.name, payer))
-        if manager is None:
+        if (network.name, payer) not in self.managers:
             raise Refused(f"this node does not hold the key of {payer}", code="not_our_account")
-        if payee in (NO_ONE, network.token):
+        if payee in (NO_ONE, network.token, network.multi_transfer):
             raise Refused(f"{payee} cannot be paid", code="bad_payee")
         if not 0 < order.amount_units < 1 << 256:
             raise Refused(f"{order.amount_units} cannot be paid", code="bad_amount")
-        call = erc20.transfer(payee, order.amount_units)
-        intent = manager.submit(connection, f"order:{order.order_id}", network.token, call)
-        connection.execute(
-            "insert into evm_order values (?, ?, ?, ?, ?, ?) on conflict (order_id) do nothing",
-            (order.order_id, intent, order.platform, payer, payee, str(order.amount_units)),
-        )
+        self.payouts[network.name].ask(connection, msgspec.structs.replace(order, payer=payer, payee=payee))
 
     async def _admit(
         self, network: Network, payer: str, waiting: Sequence[Intent], in_flight: Sequence[Intent]
     ) -> Admission:
-        """Those that the account's tokens cover, counting what is sent and not mined as gone, and what the vault takes."""
+        """Those that the account's tokens cover, counting what is sent and not mined as gone, and what the contracts take."""
         for_vault = [intent for intent in waiting if intent.key.startswith(INTENTS)]
         refused: set[int] = set()
         vault_problem: DriverProblem | None = None
@@ -207,9 +211,11 @@ class EvmDriver:
                 its = [intent for intent in for_vault if intent.dst in places]
                 taken, vault_problem = await vault.admit(payer, its, going)
             refused = {intent.id for intent in for_vault} - {intent.id for intent in taken}
+        payouts = self.payouts[network.name]
+        waiting = await payouts.admit(payer, waiting, in_flight)
 
         def cost(intent: Intent) -> int:
-            return _amount(intent) + (vault.tokens_of(intent) if vault is not None else 0)
+            return tokens_of(intent) + (vault.tokens_of(intent) if vault is not None else 0)
 
         call = {"to": network.token, "data": "0x" + erc20.balance_of(payer).hex()}
         held = number(await self._pools[network.name].call("eth_call", [call, "latest"], str))
@@ -224,6 +230,8 @@ class EvmDriver:
                 admitted.append(intent)
             else:
                 missing += cost(intent)
+                if intent.key.startswith(MULTI) and payouts.smallest(intent) <= max(left, 0):
+                    payouts.split(intent)
         if not missing:
             return Admission(admitted, vault_problem)
         needed = format_amount(missing - max(left, 0), network.decimals)
@@ -238,13 +246,9 @@ class EvmDriver:
         )
         return Admission(admitted, problem)
 
-    def _done(self, intent: Intent) -> None:
-        """Inside the manager's transaction: tell whoever ordered."""
-        rows = self._db.connection.execute("select order_id from evm_order where intent = ?", (intent.id,)).fetchall()
-        for row in rows:
-            outcome = _outcome(row["order_id"], intent)
-            for callback in self._callbacks:
-                callback(outcome)
+    def _told(self, outcome: Settlement | Failure) -> None:
+        for callback in self._callbacks:
+            callback(outcome)
 
     def history(self, address: str, limit: int) -> list[Deed]:
         """What the account did or means to do on its chains, the newest first."""
@@ -357,24 +361,3 @@ class EvmDriver:
         if network is None:
             raise Refused(f"this node does not pay on {platform[:80]!r}", code="unknown_platform")
         return network
-
-
-def _amount(intent: Intent) -> int:
-    """What a transfer intent takes from the account; other intents of the account take no tokens."""
-    return erc20.parse_transfer(intent.data)[1] if intent.key.startswith("order:") else 0
-
-
-def _outcome(order_id: str, intent: Intent) -> Settlement | Failure:
-    if intent.state == "failed":
-        return Failure(order_id, "reverted", f"the transfer was refused by the token's contract in {intent.tx_hash}")
-    return msgspec.convert(
-        {
-            "order_id": order_id,
-            "tx_hash": intent.tx_hash,
-            "block_number": intent.block_number,
-            "block_hash": intent.block_hash,
-            "gas_used": intent.gas_used,
-            "final": True,
-        },
-        type=Settlement,
-    )

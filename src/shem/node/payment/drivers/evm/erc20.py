@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from shem.node.identity.signing import keccak256
 
 _TRANSFER = keccak256(b"transfer(address,uint256)")[:4]
+_TRANSFER_MANY = keccak256(b"golemTransferDirectPacked(bytes32[])")[:4]
 _BALANCE_OF = keccak256(b"balanceOf(address)")[:4]
+_ALLOWANCE = keccak256(b"allowance(address,address)")[:4]
+_APPROVE = keccak256(b"approve(address,uint256)")[:4]
 FAUCET_CREATE = keccak256(b"create()")[:4]
 """Call data for the faucets of test networks: tokens for the sender."""
 TRANSFER_TOPIC = "0x" + keccak256(b"Transfer(address,address,uint256)").hex()
@@ -38,9 +41,33 @@ def parse_transfer(data: bytes) -> tuple[str, int]:
     return "0x" + data[16:36].hex(), int.from_bytes(data[36:68], "big")
 
 
+def transfer_many(payments: Sequence[tuple[str, int]]) -> bytes:
+    """Call data for the multi-transfer contract: (receiver, amount below 2^96) of each payment. One ``transferFrom`` for
+    each, so that the events name the caller as sender."""
+    entries = [bytes.fromhex(receiver[2:]) + amount.to_bytes(12, "big") for receiver, amount in payments]
+    return _TRANSFER_MANY + b"".join(number.to_bytes(32, "big") for number in (32, len(entries))) + b"".join(entries)
+
+
+def parse_transfer_many(data: bytes) -> list[tuple[str, int]]:
+    """What :func:`transfer_many` was given."""
+    assert data[:4] == _TRANSFER_MANY
+    entries = (data[at : at + 32] for at in range(68, len(data), 32))
+    return [("0x" + entry[:20].hex(), int.from_bytes(entry[20:], "big")) for entry in entries]
+
+
 def balance_of(owner: str) -> bytes:
     """Call data of ``balanceOf``."""
     return _BALANCE_OF + _word(owner)
+
+
+def allowance(owner: str, spender: str) -> bytes:
+    """Call data of ``allowance``."""
+    return _ALLOWANCE + _word(owner) + _word(spender)
+
+
+def approve(spender: str, amount_units: int) -> bytes:
+    """Call data of ``approve``."""
+    return _APPROVE + _word(spender) + amount_units.to_bytes(32, "big")
 
 
 def moved(logs: Iterable[Log], token: str, senders: Iterable[str], receiver: str) -> int:

@@ -13,7 +13,7 @@ import msgspec
 
 from shem.node.db import Database
 from shem.node.payment.drivers.base import ChainUnreachable
-from shem.node.payment.drivers.evm import vault
+from shem.node.payment.drivers.evm import erc20, vault
 from shem.node.payment.drivers.evm.requests import RequestStore
 from shem.node.payment.drivers.evm.rpc import Block, Call, LogEntry, RpcPool, RpcRefused, number, read, read_or_none
 from shem.node.payment.drivers.evm.vault import ChannelKey, OnChain, Reserved, Vault
@@ -82,7 +82,7 @@ class Eyes:
     async def cover(self, payer: str) -> tuple[int, int]:
         """(what the vault may take from the wallet, what is free in the vault) as of the last block."""
         calls = [
-            _view(self._network.token, vault.allowance(payer, self.vault.address)),
+            _view(self._network.token, erc20.allowance(payer, self.vault.address)),
             _view(self.vault.address, vault.account(payer)),
         ]
         allowed, account = await self._pool.batch(calls)

@@ -34,7 +34,7 @@ class Deed(msgspec.Struct, frozen=True):
     at: float | None
     """Unix seconds of the asking where that is known, else of the first signature."""
     entries: int
-    """Of how many channels."""
+    """Of how many channels, or receivers."""
     detail: str
 
 
@@ -83,15 +83,36 @@ def one_deed(connection: sqlite3.Connection, networks: Sequence[Network], addres
 
 
 def _waiting(connection: sqlite3.Connection, network: Network, address: str, limit: int) -> list[Deed]:
-    """Requests that are in no call, and those that failed without one."""
+    """Orders and requests that are in no call, and those that failed without one."""
+    orders = connection.execute(
+        "select * from evm_order where chain_id = ? and payer = ? and intent is null order by id desc limit ?",
+        (network.chain_id, address, limit),
+    )
+    waiting = [_unsent_order(network, row) for row in orders]
     if not network.vault:
-        return []
+        return waiting
     rows = connection.execute(
         "select * from vault_request where chain_id = ? and vault = ? and account = ? and intent is null"
         " order by id desc limit ?",
         (network.chain_id, network.vault, address, limit),
     )
-    return [_unsent(network, row) for row in rows]
+    return waiting + [_unsent(network, row) for row in rows]
+
+
+def _unsent_order(network: Network, row: sqlite3.Row) -> Deed:
+    return Deed(
+        id=row["order_id"],
+        kind="transfer",
+        platform=network.platform.platform,
+        state="new",
+        tx_hash="",
+        block_number=None,
+        gas_used=None,
+        amount=int(row["amount"]),
+        at=row["made_at"],
+        entries=1,
+        detail="",
+    )
 
 
 def _unsent(network: Network, row: sqlite3.Row) -> Deed:
@@ -116,6 +137,11 @@ def _deed(connection: sqlite3.Connection, network: Network, row: sqlite3.Row) ->
     amount = 0
     if area == "order":
         kind, amount = "transfer", erc20.parse_transfer(row["data"])[1]
+    elif area == "multi":
+        paid = erc20.parse_transfer_many(row["data"])
+        kind, amount, entries = "transfer", sum(units for _, units in paid), len(paid)
+    elif area == "leave":
+        kind = "approve"
     elif area == "vault":
         kind, platform = rest.partition(":")[0], network.channel_platforms[0].platform if network.vault else ""
         kind = "approve" if kind == "leave" else kind

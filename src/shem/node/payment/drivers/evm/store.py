@@ -58,6 +58,29 @@ create index evm_order_of on evm_order (intent);
     """
 alter table evm_intent add column urgent integer not null default 0;
 """,
+    # an order waits for company, and may change calls
+    """
+create table evm_order_now (
+    id integer primary key,
+    order_id text not null unique,
+    chain_id integer not null,
+    intent integer references evm_intent,
+    platform text not null,
+    payer text not null,
+    payee text not null,
+    amount text not null,
+    size integer not null default 1,
+    calls integer not null default 1,
+    made_at real
+);
+insert into evm_order_now (order_id, chain_id, intent, platform, payer, payee, amount)
+    select order_id, chain_id, intent, platform, payer, payee, amount
+    from evm_order join evm_intent on evm_intent.id = evm_order.intent order by evm_order.rowid;
+drop table evm_order;
+alter table evm_order_now rename to evm_order;
+create index evm_order_of on evm_order (intent);
+create index evm_order_waiting on evm_order (chain_id, payer) where intent is null;
+""",
 )
 
 _INTENT = "id, key, dst, data, value, state, nonce, tx_hash, block_number, block_hash, gas_used"

@@ -180,8 +180,6 @@ def close_signer(vault: Vault, channel: bytes, amount: int, signature: bytes) ->
 
 # Calls
 
-_APPROVE = _selector("approve(address,uint256)")
-_ALLOWANCE = _selector("allowance(address,address)")
 _DEPOSIT = _selector("deposit(address,uint256)")
 _WITHDRAW = _selector("withdraw(address,uint256)")
 _RESERVE = _selector("reserve((address,address,uint96,uint64)[])")
@@ -221,16 +219,6 @@ class Claim(msgspec.Struct, frozen=True):
         key = self.key
         start = _place(key.payer) + _place(key.signer) + _word(key.nonce)
         return start + _word(self.amount) + _word(int(self.close)) + _compact(self.signature)
-
-
-def approve(spender: str, amount: int) -> bytes:
-    """Of the token: ``spender`` may take so much."""
-    return _APPROVE + _place(spender) + _word(amount)
-
-
-def allowance(owner: str, spender: str) -> bytes:
-    """Of the token: how much that is."""
-    return _ALLOWANCE + _place(owner) + _place(spender)
 
 
 def deposit(payer: str, amount: int) -> bytes:

@@ -1,0 +1,202 @@
+"""Several orders in one transaction: when they go together, when they part, and that each is paid once."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from shem.errors import Refused
+from shem.node.payment.drivers.base import Failure, PaymentOrder, Settlement
+from shem.node.payment.drivers.evm import erc20
+from shem.node.payment.drivers.evm.payouts import MAX_PACKED
+from shem.testing.devchain import places
+from shem.testing.devchain.node import DevChain
+
+PLATFORM = "erc20-devnet-tglm"
+TOKEN = 10**18
+MULTI = places.MULTI_TRANSFER_ADDRESS
+
+Balance = Callable[[str], int]
+Until = Callable[..., Awaitable[None]]
+
+
+def payee(place: int) -> str:
+    return f"0x{0xDD0000 + place:040x}"
+
+
+def order_many(payer: Any, amounts: list[int]) -> None:
+    """One transaction of the caller, as when many dues come at one moment."""
+    with payer.db.transaction(durable=True) as connection:
+        for place, amount in enumerate(amounts):
+            order = PaymentOrder(f"o{place}", PLATFORM, payer.identity.address, payee(place), amount)
+            payer.driver.pay(connection, order)
+
+
+def keys(payer: Any) -> list[str]:
+    """Kinds of what was signed, in the order of their nonces."""
+    rows = payer.db.connection.execute("select key from evm_intent where nonce is not null order by nonce")
+    return [str(row["key"]).partition(":")[0] for row in rows]
+
+
+@pytest.fixture
+async def many(new_payer: Callable[..., Any]) -> Any:
+    """A payer on a network with a contract that pays many; the gathering is short."""
+    made: list[Any] = []
+
+    async def start(**changes: Any) -> Any:
+        payer = new_payer(**({"multi_transfer": MULTI, "gather_s": 0.02} | changes))
+        made.append(payer)
+        await payer.open().start()
+        return payer
+
+    yield start
+    for payer in made:
+        await payer.close()
+
+
+async def test_orders_that_come_together_are_one_transaction(many: Any, token_balance: Balance) -> None:
+    payer = await many()
+    amounts = [place + 1 for place in range(30)]
+    order_many(payer, amounts)
+    told = await payer.wait_told(30)
+    assert all(isinstance(one, Settlement) for one in told)
+    assert len({one.tx_hash for one in told}) == 1
+    assert keys(payer) == ["leave", "multi"]
+    assert [token_balance(payee(place)) for place in range(30)] == amounts
+    for one in told:
+        place = int(one.order_id[1:])
+        seen = await payer.driver.verify(PLATFORM, one.tx_hash, payer.identity.address, payee(place), amounts[place])
+        assert (seen.amount_units, seen.block_hash) == (amounts[place], one.block_hash)
+    paid, leave = payer.driver.history(payer.identity.address, 10)
+    assert (paid.kind, paid.entries, paid.amount, paid.state) == ("transfer", 30, sum(amounts), "final")
+    assert (leave.kind, leave.state) == ("approve", "final")
+    assert sum(one.gas_used for one in told) <= paid.gas_used < 30 * 30_000
+
+
+async def test_leave_is_asked_once(many: Any) -> None:
+    payer = await many()
+    order_many(payer, [1, 2])
+    await payer.wait_told(2)
+    with payer.db.transaction(durable=True) as connection:
+        for name in ("x", "y"):
+            payer.driver.pay(connection, PaymentOrder(name, PLATFORM, payer.identity.address, payee(9), 5))
+    await payer.wait_told(4)
+    assert keys(payer) == ["leave", "multi", "multi"]
+
+
+async def test_one_alone_is_a_plain_transfer(many: Any, token_balance: Balance) -> None:
+    payer = await many()
+    payer.order("a", payee(0), 7)
+    await payer.wait_told(1)
+    assert keys(payer) == ["order"]
+    assert token_balance(payee(0)) == 7
+
+
+@pytest.mark.parametrize(("count", "calls"), [(10, [10]), (11, [10, 1]), (23, [10, 10, 3])])
+async def test_calls_are_of_limited_size(many: Any, count: int, calls: list[int], token_balance: Balance) -> None:
+    payer = await many(multi_max=10)
+    order_many(payer, [1] * count)
+    await payer.wait_told(count)
+    rows = payer.db.connection.execute("select count(*) as n from evm_order group by intent order by min(id)")
+    assert [row["n"] for row in rows] == calls
+    assert sorted(keys(payer)) == sorted(["leave", *("order" if size == 1 else "multi" for size in calls)])
+    assert all(token_balance(payee(place)) == 1 for place in range(count))
+
+
+async def test_what_does_not_fit_into_an_entry_goes_alone(many: Any, chain: DevChain, token_balance: Balance) -> None:
+    payer = await many(token_units=0)
+    for _ in range(80):  # the faucet gives a million tokens at a time; no faucet gives 2^96
+        chain.fund(payer.identity.address, token_units=10**24)
+    order_many(payer, [1, 2, MAX_PACKED + 1])
+    await payer.wait_told(2)
+    assert sorted(keys(payer)) == ["leave", "multi"]
+    assert token_balance(payee(2)) == 0
+    (problem,) = payer.driver.problems()
+    assert problem.code == "InsufficientToken"
+
+
+async def test_a_call_that_is_too_dear_is_divided(many: Any, chain: DevChain, until: Until) -> None:
+    payer = await many(token_units=10 * TOKEN)
+    order_many(payer, [4 * TOKEN, 3 * TOKEN, 11 * TOKEN, 2 * TOKEN])
+    told = await payer.wait_told(3)
+    assert {one.order_id for one in told} == {"o0", "o1", "o3"}
+    await until(lambda: any(p.code == "InsufficientToken" for p in payer.driver.problems()))
+    chain.fund(payer.identity.address, token_units=10 * TOKEN)
+    await payer.wait_told(4)
+    assert {type(one) for one in payer.told} == {Settlement}
+
+
+async def test_nothing_that_fits_is_nothing_divided(many: Any, chain: DevChain, until: Until) -> None:
+    payer = await many(token_units=1)
+    order_many(payer, [2, 2, 2])
+    await until(lambda: any(p.code == "InsufficientToken" for p in payer.driver.problems()))
+    chain.fund(payer.identity.address, token_units=10)
+    told = await payer.wait_told(3)
+    assert len({one.tx_hash for one in told}) == 1
+
+
+async def test_an_order_is_the_same_order_in_company(many: Any, token_balance: Balance) -> None:
+    payer = await many()
+    order_many(payer, [1, 2, 3])
+    order_many(payer, [1, 2, 3])
+    await payer.wait_told(3)
+    order_many(payer, [1, 2, 3])
+    payer.order("last", payee(9), 1)
+    await payer.wait_told(4)
+    assert [token_balance(payee(place)) for place in range(3)] == [1, 2, 3]
+
+
+async def test_orders_wait_on_disk_for_company(many: Any, token_balance: Balance) -> None:
+    payer = await many(gather_s=3600.0)
+    order_many(payer, [1, 2])
+    assert keys(payer) == []
+    waiting = payer.driver.history(payer.identity.address, 10)
+    assert [(deed.kind, deed.state, deed.amount) for deed in waiting] == [
+        ("transfer", "new", 2),
+        ("transfer", "new", 1),
+    ]
+    await payer.close()
+    payer.network = msgspec.structs.replace(payer.network, gather_s=0.01)
+    await payer.open().start()
+    await payer.wait_told(2)
+    assert token_balance(payee(1)) == 2
+
+
+async def test_a_network_that_lost_its_contract_pays_one_by_one(many: Any, chain: DevChain, until: Until) -> None:
+    chain.rpc.call("shem_setAutomine", [False])
+    payer = await many()
+    order_many(payer, [1, 2])
+    await until(lambda: keys(payer) == ["leave"])
+    await payer.close()
+    chain.rpc.call("shem_setAutomine", [True])
+    payer.network = msgspec.structs.replace(payer.network, multi_transfer="")
+    await payer.open().start()
+    await payer.wait_told(2)
+    assert keys(payer) == ["leave", "order", "order"]
+
+
+async def test_the_contract_itself_cannot_be_paid(many: Any) -> None:
+    payer = await many()
+    with payer.db.transaction() as connection, pytest.raises(Refused, match="cannot be paid"):
+        payer.driver.pay(connection, PaymentOrder("x", PLATFORM, payer.identity.address, MULTI, 1))
+
+
+async def test_leave_that_is_taken_back_is_asked_again(many: Any, until: Until, token_balance: Balance) -> None:
+    payer = await many()
+    order_many(payer, [1, 2])
+    await payer.wait_told(2)
+    (manager,) = payer.driver.managers.values()
+    with payer.db.transaction() as connection:
+        manager.submit(connection, "other:leave", places.TOKEN_ADDRESS, erc20.approve(MULTI, 0))
+    row = "select count(*) from evm_intent where key = 'other:leave' and state = 'final'"
+    await until(lambda: payer.db.connection.execute(row).fetchone()[0] == 1)
+    with payer.db.transaction(durable=True) as connection:
+        for name in ("x", "y"):
+            payer.driver.pay(connection, PaymentOrder(name, PLATFORM, payer.identity.address, payee(9), 5))
+    await payer.wait_told(4)
+    assert keys(payer) == ["leave", "multi", "other", "leave", "multi"]
+    assert token_balance(payee(9)) == 10
+    assert not any(isinstance(one, Failure) for one in payer.told)
