@@ -218,7 +218,8 @@ class Books:
         self.save(account, result.chain)
         self.store.save_document(document)
         self.tell(document, account, "Accepted")
-        self.cover(account)
+        if account.accepted <= account.settled:  # else this document waits, and what was covered is settled already
+            self.cover(account)
         return document
 
     def cover(self, account: Account) -> None:

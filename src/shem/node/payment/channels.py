@@ -78,7 +78,7 @@ class Channels:
         if self.payer is None:
             return
         me = self._books.signer
-        protocol.serve(self._peers, "channel", protocol.ChannelMessage, me, self.payee.receive_channel)
+        protocol.serve(self._peers, self._books.db, "channel", protocol.ChannelMessage, me, self.payee.receive_channel)
         protocol.answering(self._peers, "close", protocol.CloseMessage, me, self.payee.answer_close)
         self.payer.start()
         self.payee.start()

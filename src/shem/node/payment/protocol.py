@@ -19,6 +19,7 @@ import msgspec
 
 from shem.cogs.decoding import DECODE_ERRORS
 from shem.errors import Refused
+from shem.node.db import Database
 from shem.node.identity.signing import verify
 from shem.terms.amounts import MAX_UNITS
 from shem.terms.ids import NodeId
@@ -255,11 +256,14 @@ def units(text: str) -> int:
     return number
 
 
-def serve(peers: Peers, kind: LetterKind, shape: type[M], me: Signer, handle: Callable[[M, Signed], None]) -> None:
-    """Hand every verified message of ``kind`` that is meant for ``me`` to ``handle`` (sync: one transaction)."""
+def serve(
+    peers: Peers, db: Database, kind: LetterKind, shape: type[M], me: Signer, handle: Callable[[M, Signed], None]
+) -> None:
+    """Hand every verified message of ``kind`` that is meant for ``me`` to ``handle`` (sync), in a durable transaction that
+    messages which come together share. The answer leaves when it is on the disk."""
 
     async def answer(message: M, signed: Signed) -> bytes:
-        handle(message, signed)
+        await db.grouped(lambda: handle(message, signed))
         return b""
 
     answering(peers, kind, shape, me, answer)

@@ -28,7 +28,7 @@ from shem.node.payment.provider import ProviderDesk
 from shem.node.payment.requestor import RequestorDesk
 from shem.node.payment.settlement import Settler, Verifier
 from shem.node.payment.store import Document, Event, Kind, Letter, Store, Transfer
-from shem.wire.payment import PlatformChoice
+from shem.wire.payment import Acceptance, PlatformChoice
 
 log = logging.getLogger(__name__)
 
@@ -98,13 +98,13 @@ class Payments:
 
     async def start(self) -> None:
         """Serve peers and go on with what was left undone."""
-        serve, me = protocol.serve, self._signer
-        serve(self._peers, "debit-note", protocol.NoteMessage, me, self.requestor.receive_note)
-        serve(self._peers, "invoice", protocol.InvoiceMessage, me, self.requestor.receive_invoice)
-        serve(self._peers, "cancellation", protocol.CancellationMessage, me, self.requestor.receive_cancellation)
-        serve(self._peers, "acceptance", protocol.AcceptanceMessage, me, self.provider.receive_acceptance)
-        serve(self._peers, "rejection", protocol.RejectionMessage, me, self.provider.receive_rejection)
-        serve(self._peers, "payment", protocol.PaymentMessage, me, self.verifier.receive)
+        serve, db, me = protocol.serve, self.books.db, self._signer
+        serve(self._peers, db, "debit-note", protocol.NoteMessage, me, self.requestor.receive_note)
+        serve(self._peers, db, "invoice", protocol.InvoiceMessage, me, self.requestor.receive_invoice)
+        serve(self._peers, db, "cancellation", protocol.CancellationMessage, me, self.requestor.receive_cancellation)
+        serve(self._peers, db, "acceptance", protocol.AcceptanceMessage, me, self.provider.receive_acceptance)
+        serve(self._peers, db, "rejection", protocol.RejectionMessage, me, self.provider.receive_rejection)
+        serve(self._peers, db, "payment", protocol.PaymentMessage, me, self.verifier.receive)
         for driver in self._drivers:
             await driver.start()
         self.channels.start()
@@ -140,6 +140,10 @@ class Payments:
     def _look_again(self) -> None:
         self._due.set()
         self.channels.changed()
+
+    async def accept(self, owner: str, kind: Kind, document_id: str, body: Acceptance) -> None:
+        """See :meth:`RequestorDesk.accept`; callers that come together share a transaction."""
+        await self.books.db.grouped(lambda: self.requestor.accept(owner, kind, document_id, body))
 
     async def admit(self, owner: str, agreement_id: str) -> None:
         """Before work for an agreement starts on the provider's side: wait until money is reserved for it, where it is

@@ -473,9 +473,11 @@ class Store:
             to_us(now),
         )
 
-    def letters(self, peer_id: str, limit: int) -> list[Letter]:
-        """The oldest messages for a peer."""
-        rows = self._run("select * from payment_outbox where peer_id = ? order by seq limit ?", peer_id, limit)
+    def letters(self, peer_id: str, limit: int, after: int = 0) -> list[Letter]:
+        """The oldest messages for a peer that came after one."""
+        rows = self._run(
+            "select * from payment_outbox where peer_id = ? and seq > ? order by seq limit ?", peer_id, after, limit
+        )
         return [Letter(**dict(row) | {"created_at": from_us(row["created_at"])}) for row in rows]
 
     def is_posted(self, owner: str, kind: str, document_id: str, peer_id: str) -> bool:

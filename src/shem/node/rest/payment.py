@@ -194,7 +194,7 @@ class _Door:
             body = await read_json(request, wire.Acceptance)
             query_seconds(request)  # nobody waits: the provider is told when it can be
             self._payments.allocations.release_expired()
-            self._payments.requestor.accept(caller(request), kind, names(request)["id"], body)
+            await self._payments.accept(caller(request), kind, names(request)["id"], body)
             return respond(None)
 
         return handle
