@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Literal, TypeVar
+from urllib.parse import quote
 
 from shem.client.http import ApiClient
 from shem.wire import payment as wire
@@ -196,6 +197,43 @@ class PaymentApi:
     async def channels(self) -> list[wire.ChannelStatus]:
         """The caller's payment channels, oldest first, closed ones too."""
         return await self._http.call("GET", f"{_OURS}/payment/channels", into=list[wire.ChannelStatus])
+
+    async def transactions(
+        self, *, after: datetime | None = None, limit: int | None = None, timeout_s: float = 0.0
+    ) -> list[wire.Transaction]:
+        """What the caller's account did on its chains or means to do, the newest first. A long poll for the first."""
+        params = {"after": _time(after), "limit": limit, "timeout": timeout_s}
+        path = f"{_OURS}/payment/transactions"
+        wait_s = timeout_s + _SPARE_S
+        return await self._http.call("GET", path, params=params, timeout_s=wait_s, into=list[wire.Transaction])
+
+    async def transaction(
+        self, transaction_id: str, *, unless: str | None = None, timeout_s: float = 0.0
+    ) -> wire.Transaction:
+        """One, by its id or that of a deposit or withdrawal; waits until its state is another than ``unless``."""
+        path = f"{_OURS}/payment/transactions/{quote(transaction_id, safe='')}"
+        return await self._wait(path, unless, timeout_s, wire.Transaction)
+
+    async def deposit(self, move: wire.MoneyMove) -> wire.Asked:
+        """From the wallet into the vault. ``MoneyShort`` for more than there is to spare, ``Refused`` without a vault."""
+        return await self._http.call("POST", f"{_OURS}/payment/deposit", json=move, into=wire.Asked)
+
+    async def withdraw(self, move: wire.MoneyMove) -> wire.Asked:
+        """What is free in the vault to the wallet, or to ``receiver``."""
+        return await self._http.call("POST", f"{_OURS}/payment/withdraw", json=move, into=wire.Asked)
+
+    async def exit(self, order: wire.ExitOrder) -> wire.Asked:
+        """Close or pay the channels, then take out everything. ``Conflict`` (``work_running``) while work goes on."""
+        return await self._http.call("POST", f"{_OURS}/payment/exit", json=order, into=wire.Asked)
+
+    async def exit_status(self, exit_id: str, *, unless: str | None = None, timeout_s: float = 0.0) -> wire.ExitStatus:
+        """How far an exit is; waits until its state is another than ``unless``."""
+        path = f"{_OURS}/payment/exits/{quote(exit_id, safe='')}"
+        return await self._wait(path, unless, timeout_s, wire.ExitStatus)
+
+    async def _wait(self, path: str, unless: str | None, timeout_s: float, into: type[_T]) -> _T:
+        params = {"unless": unless, "timeout": timeout_s}
+        return await self._http.call("GET", path, params=params, timeout_s=timeout_s + _SPARE_S, into=into)
 
     async def audit(self, kind: Literal["debitNotes", "invoices"], document_id: str) -> wire.Audit:
         """What the node knows about a received document, before it is accepted."""

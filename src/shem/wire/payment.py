@@ -275,6 +275,75 @@ class ChannelStatus(Wire):
     agreements: list[str]
 
 
+class MoneyMove(Wire):
+    """Ours: into a vault or out of it. ``amount`` is a decimal string, or ``all``; the vault is the one of ``platform``, or of
+    ``network``, or the node's first."""
+
+    amount: str
+    platform: str | None = None
+    network: str | None = None
+    receiver: str | None = None
+
+
+class ExitOrder(Wire):
+    """Ours: everything out of a vault; ``force`` although work goes on."""
+
+    platform: str | None = None
+    network: str | None = None
+    receiver: str | None = None
+    force: bool = False
+
+
+class Asked(Wire):
+    """Ours: what was asked for is written down. ``id`` finds it again."""
+
+    id: str
+    platform: str
+
+
+class Transaction(Wire, omit_defaults=False):
+    """Ours: what an account of this node did on its chain, or means to do. ``state``: ``new`` until it is signed, ``sent``,
+    ``mined``, and for good ``final`` or ``failed``. ``amount``: what is asked to be moved and, once it is final, what was.
+    ``entries``: of how many channels."""
+
+    id: str
+    kind: str
+    platform: str
+    state: Literal["new", "sent", "mined", "final", "failed"]
+    amount: str
+    tx_hash: str | None
+    block: int | None
+    gas_used: int | None
+    at: Timestamp | None
+    entries: int
+    detail: str
+
+
+class LockedMoney(Wire):
+    """Ours: what stays in a channel for its payee until its term is over."""
+
+    channel_id: str
+    peer: str
+    amount: str
+    until: Timestamp
+
+
+class ExitStatus(Wire, omit_defaults=False):
+    """Ours: an exit from a vault. ``closing`` and ``collecting`` count the channels that are being ended or paid, and
+    collected from. ``withdrawal`` is the transaction that took out ``withdrawn``. ``locked`` is what stayed."""
+
+    id: str
+    platform: str
+    receiver: str
+    state: Literal["open", "done", "failed"]
+    closing: int
+    collecting: int
+    withdrawal: str | None
+    withdrawn: str
+    locked: list[LockedMoney]
+    detail: str
+
+
 class FlowStatus(Wire):
     """Of what was asked for: what was accepted, and what is paid for good."""
 
@@ -290,8 +359,24 @@ class GasStatus(Wire):
     currency_short_name: str
 
 
+class VaultStatus(Wire):
+    """What an owner has in a vault. ``free`` can be taken out; ``reserved`` is in its channels, and of that ``signed`` is what
+    its vouchers promise; ``to_collect`` is what vouchers of others are worth to it. None of it counts what is paid out."""
+
+    address: str
+    free: str
+    reserved: str
+    signed: str
+    to_collect: str
+    channels: int
+
+
 class PlatformStatus(Wire):
-    """Ours: one platform's money at a glance. Without an answer of the chain there is ``error`` and no ``amount``."""
+    """Ours: one platform's money at a glance. Without an answer of the chain there is ``error`` and no ``amount``.
+
+    ``amount`` is what can be paid with: the ``wallet``, and what is free in the vault where there is one. ``reserved`` is all
+    that is promised of the same tokens, on whichever platform; ``allocated``, ``owed`` and ``paid`` are this one's alone.
+    """
 
     platform: str
     driver: str
@@ -301,7 +386,12 @@ class PlatformStatus(Wire):
     reserved: str
     incoming: FlowStatus
     outgoing: FlowStatus
+    allocated: str = "0"
+    owed: str = "0"
+    paid: str = "0"
     amount: str | None = None
+    wallet: str | None = None
+    vault: VaultStatus | None = None
     gas: GasStatus | None = None
     block_number: int | None = None
     block_datetime: Timestamp | None = None

@@ -213,7 +213,9 @@ class Payer:
 
     def leave(self, channel: Channel) -> None:
         """Close it as soon as nothing goes on, even if its payer has allocations; for the life of this process."""
-        self._leaving.add(channel.channel_id)
+        if channel.channel_id not in self._leaving:
+            self._leaving.add(channel.channel_id)
+            self._shared.wake()
 
     def talks(self, channel: Channel) -> bool:
         """Whether the payee is being asked to close it, or is going to be."""

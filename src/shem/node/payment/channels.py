@@ -29,6 +29,7 @@ from shem.node.payment.deal import AgreementView
 from shem.node.payment.drivers.base import PaymentDriver, VerifiedTransfer
 from shem.node.payment.drivers.channel import ChannelDriver
 from shem.node.payment.drivers.vaults import ChainWord, VaultChain
+from shem.node.payment.exits import Exits
 from shem.node.payment.protocol import AcceptanceMessage, Peers, VoucherPart
 from shem.node.payment.store import Transfer
 
@@ -65,12 +66,15 @@ class Channels:
         self.shared.wake = self._wake.set
         self.payee = Payee(self.shared, cover_timeout_s)
         self.payer: Payer | None = None
+        self.exits: Exits | None = None
         self._verification = Verification(self.shared)
         if self._driver is not None:
             self.payer = Payer(self.shared, peers, self._driver, settle_after_s)
+            self.exits = exits = Exits(self.shared, self.payer, self.payee)
             self._driver.on_order(self.payer.order)
             for chain in {id(chain): chain for chain in chains.values()}.values():
                 chain.on_word(self._on_word)
+                chain.on_word(exits.on_word)
             market.on_agreement(self._agreement_changed)
 
     def start(self) -> None:
@@ -87,12 +91,16 @@ class Channels:
 
     async def _run(self) -> None:
         assert self.payer is not None
+        assert self.exits is not None
         while True:
             self._wake.clear()
             self.payer.step()
             self.payee.step()
+            self.exits.step()
             now = self.shared.now()
-            moments = [m for m in (*self.payer.next_moment(), *self.payee.next_moment()) if m > now]
+            moments = [
+                m for m in (*self.payer.next_moment(), *self.payee.next_moment(), *self.exits.next_moment()) if m > now
+            ]
             pause_s = min([m - now for m in moments], default=MAX_SLEEP_S)
             await self._pause(max(min(pause_s, MAX_SLEEP_S), MIN_SLEEP_S))
 

@@ -28,6 +28,7 @@ from shem.node.payment.provider import ProviderDesk
 from shem.node.payment.requestor import RequestorDesk
 from shem.node.payment.settlement import Settler, Verifier
 from shem.node.payment.store import Document, Event, Kind, Letter, Store, Transfer
+from shem.node.payment.treasury import Treasury
 from shem.wire.payment import Acceptance, PlatformChoice
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ class Payments:
         self.channels = Channels(
             self.books, peers, market, drivers, self._tasks, config.settle_after_s, config.cover_timeout_s
         )
+        self.treasury = Treasury(self.books, self.allocations, self.channels, drivers)
         self.books.voucher, self.books.take_voucher = self.channels.voucher, self.channels.take
         self.verifier.channels, self.verifier.channel_platforms = self.channels.verify, self.channels.platforms
         self.allocations.in_vault, self.allocations.channel_platforms = self.channels.in_vault, self.channels.platforms

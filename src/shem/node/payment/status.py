@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
+import msgspec
+
 from shem.errors import ShemError
 from shem.node.payment.allocations import Allocations
 from shem.node.payment.books import Books
 from shem.node.payment.drivers.base import Balance, Platform
 from shem.node.payment.ledger import Account
+from shem.node.payment.treasury import Holdings, Treasury
 from shem.terms.amounts import format_amount
 from shem.wire import payment as wire
 
@@ -17,19 +20,30 @@ BALANCE_TIMEOUT_S = 10.0
 GAS_DECIMALS = 18
 
 
+class _Held(msgspec.Struct, frozen=True):
+    """What a chain says. ``around`` where the platform pays from a vault."""
+
+    balance: Balance
+    around: Holdings | None = None
+
+
 async def platform_status(
-    books: Books, allocations: Allocations, owner: str, platforms: Iterable[Platform]
+    books: Books, allocations: Allocations, treasury: Treasury, owner: str, platforms: Iterable[Platform]
 ) -> list[wire.PlatformStatus]:
     """Balances are asked of the chains at the same time; one that does not answer gives ``error`` in its place."""
     asked = list(platforms)
-    balances = await asyncio.gather(*(_balance(books, platform, owner) for platform in asked))
-    return [_status(books, allocations, owner, *pair) for pair in zip(asked, balances, strict=True)]
+    found = await asyncio.gather(*(_held(books, treasury, platform, owner) for platform in asked))
+    return [_status(books, allocations, treasury, owner, *pair) for pair in zip(asked, found, strict=True)]
 
 
-async def _balance(books: Books, platform: Platform, owner: str) -> Balance | str:
+async def _held(books: Books, treasury: Treasury, platform: Platform, owner: str) -> _Held | str:
     try:
         async with asyncio.timeout(BALANCE_TIMEOUT_S):
-            return await books.drivers[platform.platform].balance(platform.platform, owner)
+            if treasury.vault_of(platform) is None:
+                return _Held(await books.drivers[platform.platform].balance(platform.platform, owner))
+            around = await treasury.holdings(owner, platform.platform)
+            both = around.wallet.token_units + around.free
+            return _Held(msgspec.structs.replace(around.wallet, token_units=both), around)
     except TimeoutError:
         return "the chain does not answer"
     except ShemError as error:
@@ -37,23 +51,41 @@ async def _balance(books: Books, platform: Platform, owner: str) -> Balance | st
 
 
 def _status(
-    books: Books, allocations: Allocations, owner: str, platform: Platform, balance: Balance | str
+    books: Books, allocations: Allocations, treasury: Treasury, owner: str, platform: Platform, held: _Held | str
 ) -> wire.PlatformStatus:
     accounts = books.store.accounts(owner, platform.platform)
+    ours = [account for account in accounts if account.role == "Requestor"]
+    decimals = platform.decimals
     status = wire.PlatformStatus(
         platform=platform.platform,
         driver=platform.driver,
         network=platform.network,
         token=platform.token,
         address=owner,
-        reserved=format_amount(allocations.reserved(owner, platform.platform), platform.decimals),
+        reserved=format_amount(allocations.reserved(owner, platform.platform), decimals),
         incoming=_flow([account for account in accounts if account.role == "Provider"]),
-        outgoing=_flow([account for account in accounts if account.role == "Requestor"]),
+        outgoing=_flow(ours),
+        allocated=format_amount(allocations.allocated(owner, platform.platform), decimals),
+        owed=format_amount(sum(max(account.accepted - account.settled, 0) for account in ours), decimals),
+        paid=format_amount(sum(account.settled for account in ours), decimals),
     )
-    if isinstance(balance, str):
-        status.error = balance
+    if isinstance(held, str):
+        status.error = held
         return status
-    status.amount = format_amount(balance.token_units, platform.decimals)
+    balance, around = held.balance, held.around
+    status.amount = format_amount(balance.token_units, decimals)
+    if around is not None:
+        status.wallet = format_amount(around.wallet.token_units, decimals)
+        status.vault = wire.VaultStatus(
+            address=treasury.vault_of(platform) or "",
+            free=format_amount(around.free, decimals),
+            reserved=format_amount(around.reserved, decimals),
+            signed=format_amount(around.signed, decimals),
+            to_collect=format_amount(around.to_collect, decimals),
+            channels=around.channels,
+        )
+    elif platform.moves_money:
+        status.wallet = status.amount
     if platform.gas_token:
         gas = format_amount(balance.gas_wei, GAS_DECIMALS)
         status.gas = wire.GasStatus(balance=gas, currency_short_name=platform.gas_token)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Awaitable, Callable, Iterable
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -19,8 +18,8 @@ from shem.node.payment.allocations import MAX_ACTIVE, AllocationNotFound, BadPla
 from shem.node.payment.ledger import AllocationReleased, FundsShort
 from shem.node.payment.protocol import read_invoice, read_note
 from shem.node.payment.service import Payments
-from shem.node.payment.status import platform_status
 from shem.node.payment.store import Document, Event, Kind, Transfer, from_us
+from shem.node.rest import payment_ours
 from shem.node.rest.server import (
     DEFAULT_POLL_S,
     caller,
@@ -89,13 +88,10 @@ def routes(payments: Payments) -> list[web.RouteDef]:
         ("GET", f"{ROOT}/payments", door.payments),
         ("GET", f"{ROOT}/payments/status", door.driver_status),
         ("GET", f"{ROOT}/payments/{{id}}", door.payment),
-        ("GET", f"{OURS}/settlements", door.settlements),
-        ("GET", f"{OURS}/payment/status", door.status),
-        ("GET", f"{OURS}/payment/channels", door.channels),
         ("GET", f"{OURS}/payment/debitNotes/{{id}}/audit", door.audit(notes)),
         ("GET", f"{OURS}/payment/invoices/{{id}}/audit", door.audit(invoices)),
     ]
-    return [web.route(method, path, handler) for method, path, handler in table]
+    return [web.route(method, path, handler) for method, path, handler in table] + payment_ours.routes(payments)
 
 
 class _Door:
@@ -283,61 +279,6 @@ class _Door:
                 )
                 for problem in self._payments.problems()
             ]
-        )
-
-    async def channels(self, request: web.Request) -> web.Response:
-        return respond(
-            [
-                wire.ChannelStatus(
-                    channel_id=channel.channel_id,
-                    platform=channel.platform,
-                    role=channel.role,
-                    peer=channel.peer_id,
-                    payer=channel.payer,
-                    payee=channel.payee,
-                    signer=channel.signer,
-                    nonce=channel.nonce,
-                    vault=channel.vault,
-                    reserved=format_amount(channel.reserved),
-                    claimed=format_amount(channel.claimed),
-                    signed=format_amount(channel.signed),
-                    valid_until=datetime.fromtimestamp(channel.valid_until, UTC),
-                    state=channel.state,
-                    opened_tx=channel.opened_tx,
-                    agreements=agreements,
-                )
-                for channel, agreements in self._payments.channels.listed(caller(request))
-            ]
-        )
-
-    async def settlements(self, request: web.Request) -> web.Response:
-        platforms = self._payments.books.platforms
-        shown = []
-        for transfer in await self._transfers(request):
-            platform = platforms.get(transfer.platform)
-            shown.append(
-                wire.Settlement(
-                    payment_id=transfer.payment_id,
-                    platform=transfer.platform,
-                    payer=transfer.payer,
-                    payee=transfer.payee,
-                    amount=format_amount(transfer.amount),
-                    tx_hash=transfer.tx_hash,
-                    block_number=transfer.block_number,
-                    block_hash=transfer.block_hash,
-                    timestamp=transfer.at,
-                    agreement_ids=list(dict.fromkeys(part.agreement_id for part in transfer.parts)),
-                    role="Requestor" if transfer.role == "Requestor" else "Provider",
-                    chain_id=platform.chain_id if platform else None,
-                )
-            )
-        return respond(shown)
-
-    async def status(self, request: web.Request) -> web.Response:
-        allocations = self._payments.allocations
-        allocations.release_expired()
-        return respond(
-            await platform_status(self._payments.books, allocations, caller(request), allocations.platforms())
         )
 
 

@@ -15,6 +15,7 @@ import msgspec
 
 from shem.errors import Refused
 from shem.node.payment.drivers.base import DriverProblem
+from shem.node.payment.drivers.evm.requests import Kind as RequestKind
 from shem.node.payment.drivers.evm.vault import ChannelKey, Vault
 
 
@@ -152,6 +153,9 @@ class VaultChain(Protocol):
         self, connection: sqlite3.Connection, request_id: str, key: ChannelKey, amount: int, signature: bytes
     ) -> None:
         """The payee collects a voucher by itself."""
+
+    def unmined(self, account: str, *kinds: RequestKind) -> int:
+        """What is asked for in these kinds and in no block yet, in all."""
 
     async def look(self, key: ChannelKey) -> Look:
         """Raises :class:`~shem.node.payment.drivers.base.ChainUnreachable`, :class:`WrongVault`."""
