@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from shem.errors import MoneyShort
-from shem.node.payment.channel_payee import NoCover
+from shem.node.payment.channel_cover import NoCover
 from shem.terms.pricing import LinearPricing
 from shem.testing.devchain import places
 from shem.testing.devchain.node import DevChain

@@ -184,7 +184,7 @@ def test_whatever_a_peer_says_makes_no_absurd_cover(said):
 
 def test_a_channel_is_opened_filled_at_half_and_prolonged():
     opened = plan(None, [cover()], 10_000, NOW, MARGIN)
-    assert (opened.add, opened.valid_until) == (600, NOW + 3600 + PAY_S + 2 * MARGIN)
+    assert (opened.add, opened.valid_until) == (600, NOW + 3600 + 2 * PAY_S + 2 * MARGIN)
     fresh = channel(reserved=600, valid_until=opened.valid_until)
     assert plan(fresh, [cover()], 10_000, NOW, MARGIN) is None
     half = msgspec.structs.replace(fresh, signed=300)
@@ -200,7 +200,7 @@ def test_a_channel_is_opened_filled_at_half_and_prolonged():
     assert cover(ends_at=NOW).lives(NOW)
     assert not cover(ends_at=NOW - PAY_S).lives(NOW)
     longer = plan(fresh, [cover(), cover(ends_at=NOW + 9000, wanted=1)], 10_000, NOW, MARGIN)
-    assert (longer.add, longer.valid_until) == (0, NOW + 9000 + PAY_S + 2 * MARGIN)
+    assert (longer.add, longer.valid_until) == (0, NOW + 9000 + 2 * PAY_S + 2 * MARGIN)
     assert plan(channel(state="closing"), [cover()], 10_000, NOW, MARGIN).add == 600
 
 

@@ -26,24 +26,35 @@ from shem.terms.amounts import format_amount
 from shem.terms.pricing import BadUsage, LinearPricing
 
 COVER_S = 600.0
-"""The payer reserves the price of so much full use ahead."""
+"""The payer reserves the price of so much full use ahead, unless agreed otherwise."""
 LEAST_S = 60.0
-"""The payee starts nothing without the price of so much."""
+"""The payee starts nothing without the price of so much, unless agreed otherwise."""
+MAX_COVER_S = 86400.0
 PAY_S = 600
-"""Time to bill and pay after an agreement's end."""
+"""How long after an agreement's end the reserve lasts, unless agreed otherwise: time to bill and pay."""
+MAX_PAY_S = 30 * 86400
+FINALITIES = 4
+"""A reserve is final long before the last one is used up: it lasts for so many times what finality takes."""
 DEFAULT_LIFE_S = 24 * 3600
 """How long an agreement is taken to last that does not say."""
-MAX_AHEAD_S = 360 * 86400
+DAY_S = 86400
+MAX_AHEAD_S = 360 * DAY_S
 """Vaults take no term much longer than this."""
 MAX_UNITS = 2**96 - 1
 """The most that a channel holds."""
 
 COVER_PROPERTY = "golem.com.payment.channel.cover-sec?"
+"""The price of so many seconds of full use is reserved ahead, as far as the payer's allocation has it."""
+LEAST_PROPERTY = "golem.com.payment.channel.least-sec?"
+"""Nothing starts before the price of so much is reserved in a final block."""
+AFTER_PROPERTY = "golem.com.payment.channel.after-sec?"
+"""For so many seconds after the agreement's end the payee can collect."""
 EXPIRATION = "golem.srv.comp.expiration"
 THREADS = "golem.inf.cpu.threads"
 _DURATION = "golem.usage.duration_sec"
 _CPU = "golem.usage.cpu_sec"
 MAX_THREADS = 4096
+MAX_DIGITS = 32
 
 State = Literal["open", "closing", "closed"]
 
@@ -234,12 +245,14 @@ class Cover(msgspec.Struct, frozen=True, kw_only=True):
     least: int
     """Without this much the payee starts nothing."""
     ends_at: int
+    after_s: int = PAY_S
+    """How long the reserve must last after that."""
     live: bool = True
     changed_at: int = 0
 
     def lives(self, now: float) -> bool:
         """Whether work and its bills may still come: agents may forget to end what ran out."""
-        return self.live and now < self.ends_at + PAY_S
+        return self.live and now < self.ends_at + max(self.after_s, PAY_S)
 
 
 def full_use(pricing: LinearPricing, threads: int, seconds: float) -> int:
@@ -251,13 +264,23 @@ def full_use(pricing: LinearPricing, threads: int, seconds: float) -> int:
         return MAX_UNITS
 
 
-def cover_wanted(pricing: LinearPricing | None, offer: Mapping[str, Any]) -> tuple[int, int]:
-    """(what the payer reserves ahead, the least that the payee starts with) for an offer's properties."""
+def cover_wanted(pricing: LinearPricing | None, offer: Mapping[str, Any], finality_s: float = 0.0) -> tuple[int, int]:
+    """(what the payer reserves ahead, the least that the payee starts with) for an agreed offer's properties.
+
+    Where blocks take ``finality_s`` to be final, more is reserved, so that new reserves are final in time.
+    """
     if pricing is None:
         return 0, 0
-    threads = _number(offer.get(THREADS), 1, MAX_THREADS, 1)
-    seconds = _number(offer.get(COVER_PROPERTY), LEAST_S, 86400.0, COVER_S)
-    return full_use(pricing, int(threads), seconds), full_use(pricing, int(threads), LEAST_S)
+    threads = int(_number(offer.get(THREADS), 1, MAX_THREADS, 1))
+    least_s = _number(offer.get(LEAST_PROPERTY), 1.0, MAX_COVER_S, LEAST_S)
+    seconds = _number(offer.get(COVER_PROPERTY), 1.0, MAX_COVER_S, COVER_S)
+    wanted_s = max(seconds, least_s, min(FINALITIES * finality_s, MAX_COVER_S))
+    return full_use(pricing, threads, wanted_s), full_use(pricing, threads, least_s)
+
+
+def term_after(offer: Mapping[str, Any]) -> int:
+    """How long the reserve of an agreement with these offer properties lasts after its end."""
+    return int(_number(offer.get(AFTER_PROPERTY), 0, MAX_PAY_S, PAY_S))
 
 
 def ends_at(demand: Mapping[str, Any], now: float) -> int:
@@ -267,6 +290,12 @@ def ends_at(demand: Mapping[str, Any], now: float) -> int:
 
 
 def _number(value: Any, least: float, most: float, default: float) -> float:
+    """In bounds, also from text: generic clients write every property as text."""
+    if isinstance(value, str) and len(value) <= MAX_DIGITS:
+        try:
+            value = float(value)
+        except ValueError:
+            return default
     if isinstance(value, bool) or not isinstance(value, int | float) or (isinstance(value, float) and isnan(value)):
         return default
     return min(max(value, least), most)
@@ -289,9 +318,9 @@ def plan(channel: Channel | None, covers: Sequence[Cover], budget: int, now: flo
     live = [cover for cover in covers if cover.live and cover.wanted and now < cover.ends_at]
     if not live:
         return None
-    end = max(cover.ends_at for cover in live)
+    end = max(cover.ends_at + cover.after_s for cover in live)
     latest = int(now) + MAX_AHEAD_S
-    until = min(end + PAY_S + 2 * int(margin_s), latest)
+    until = min(end + PAY_S + 2 * int(margin_s), latest)  # the next agreement may end a little later
     wanted, least = sum(cover.wanted for cover in live), sum(cover.least for cover in live)
     if channel is None or channel.state != "open" or now >= channel.valid_until - margin_s:
         add = min(_target(wanted, least, 0, budget), MAX_UNITS)
@@ -301,7 +330,7 @@ def plan(channel: Channel | None, covers: Sequence[Cover], budget: int, now: flo
     target = _target(wanted, least, channel.room, budget)
     if 2 * channel.room < target or channel.room < least:
         add = max(min(target - channel.room, MAX_UNITS - channel.reserved), 0)
-    longer = channel.valid_until < min(end + int(margin_s), latest - 86400)
+    longer = channel.valid_until < min(end + int(margin_s), latest - DAY_S)
     if add or longer:
         return Grow(add, until)
     return None
@@ -312,11 +341,24 @@ def _target(wanted: int, least: int, room: int, budget: int) -> int:
     return min(wanted, max(room + budget // 2, min(least, room + budget)))
 
 
-def covers(channel: Channel, needs: Sequence[Cover], now: float, margin_s: float) -> bool:
-    """Payee: whether a final block holds the least that all these agreements need."""
+def covers(channel: Channel, needs: Sequence[Cover], now: float, margin_s: float, credit: int = 0) -> bool:
+    """Payee: whether a final block holds the least that all these agreements need, for as long as each may need it.
+
+    Half of the margin is room for two clocks that differ, and so for two views of when an agreement ends.
+    """
     if channel.state != "open" or now >= channel.valid_until - margin_s:
         return False
-    return channel.reserved - channel.signed >= sum(need.least for need in needs)
+    latest = now + MAX_AHEAD_S - 2 * DAY_S
+    if any(channel.valid_until < min(need.ends_at + need.after_s + margin_s / 2, latest) for need in needs):
+        return False
+    return channel.room + credit >= sum(need.least for need in needs)
+
+
+def may_be_signed(channels: Sequence[Channel], now: float, margin_s: float) -> tuple[int, float]:
+    """Payee: (how much more one voucher may say, until when) on the best of the payer's channels."""
+    usable = [c for c in channels if c.state == "open" and now < c.valid_until - margin_s]
+    best = max(usable, key=lambda c: c.room, default=None)
+    return (0, 0.0) if best is None else (best.room, best.valid_until - margin_s)
 
 
 # --- ending ----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from shem.cogs.tasks import TaskScope
 from shem.errors import PeerFailed, Refused
 from shem.node.payment import ledger
 from shem.node.payment.books import Books
-from shem.node.payment.channel import Channel, Cover, Seen, cover_wanted, ends_at, observe
+from shem.node.payment.channel import Channel, Cover, Seen, cover_wanted, ends_at, observe, term_after
 from shem.node.payment.channel_store import ChannelStore, Way
 from shem.node.payment.deal import AgreementView, NoDeal, deal_of
 from shem.node.payment.drivers.base import NotFinalYet, VerifiedTransfer
@@ -84,7 +84,8 @@ class ChannelBooks:
             return None
         if deal.platform not in self.chains:
             return None
-        wanted, least = cover_wanted(deal.pricing, agreement.offer_properties)
+        finality_s = self.chains[deal.platform].terms.finality_s
+        wanted, least = cover_wanted(deal.pricing, agreement.offer_properties, finality_s)
         cover = Cover(
             owner=owner,
             agreement_id=deal.agreement_id,
@@ -96,6 +97,7 @@ class ChannelBooks:
             wanted=wanted,
             least=least,
             ends_at=ends_at(agreement.demand_properties, self.now()),
+            after_s=term_after(agreement.offer_properties),
             changed_at=int(self.now()),
         )
         self.store.save_cover(cover)

@@ -12,18 +12,16 @@ import uuid
 
 import msgspec
 
-from shem.errors import PeerFailed, Refused
+from shem.errors import Refused
 from shem.node.identity.signing import BadSignature
 from shem.node.payment import ledger
 from shem.node.payment.channel import (
     Channel,
-    Cover,
     CoverNotSeen,
     Voucher,
     VoucherMissing,
     VoucherWrong,
     agree_to_close,
-    covers,
     redeem_moment,
     take_voucher,
 )
@@ -57,12 +55,6 @@ LOOKS = 40
 RETRY_S = 10
 
 
-class NoCover(PeerFailed):
-    """The requestor has reserved no money for this agreement in time."""
-
-    default_code = "no_cover"
-
-
 class WrongChannel(Refused):
     """That is no channel between us in the vault of this platform."""
 
@@ -72,13 +64,11 @@ class WrongChannel(Refused):
 class Payee:
     """Channels that this node is paid through."""
 
-    def __init__(self, shared: ChannelBooks, cover_timeout_s: float) -> None:
+    def __init__(self, shared: ChannelBooks) -> None:
         self._shared = shared
-        self._cover_timeout_s = cover_timeout_s
         self._books = shared.books
         self._store = shared.store
         self._looking: set[str] = set()
-        self._admitted: set[str] = set()
         self._not_before: dict[str, float] = {}
 
     def start(self) -> None:
@@ -155,32 +145,6 @@ class Payee:
             self._looking.discard(channel.channel_id)
             self._shared.wake()
 
-    async def admit(self, owner: str, agreement_id: str) -> None:
-        """Wait until a final block shows enough for this agreement. Raises :class:`NoCover` when there is none in time."""
-        need = self._store.cover(owner, agreement_id)
-        if need is None or need.role != "Provider" or not need.least:
-            return
-        admitted = await self._books.pulses.wait_for(
-            (owner, waiting_for(need.peer_id)), lambda: self._has_cover(need), self._cover_timeout_s
-        )
-        if not admitted:
-            raise NoCover(
-                "the requestor has reserved no money for this agreement",
-                hint="its node reserves from its allocation on this platform: fund it, or make it larger",
-            )
-        self._admitted.add(agreement_id)
-
-    def _has_cover(self, need: Cover) -> bool:
-        way = way_of(need)
-        now, margin_s = self._shared.now(), self._shared.margin_s(need.platform)
-        others = [
-            cover
-            for cover in self._store.live_covers("Provider", way)
-            if cover.agreement_id in self._admitted and cover.agreement_id != need.agreement_id and cover.lives(now)
-        ]
-        channels = self._store.of_way("Provider", way)
-        return any(covers(channel, [*others, need], now, margin_s) for channel in channels)
-
     # --- vouchers ---
 
     def take(self, account: ledger.Account, message: AcceptanceMessage, drawn: int) -> None:
@@ -212,6 +176,7 @@ class Payee:
             raise
         self._store.save(after)
         self._shared.wake_later()
+        self._books.wake(account.owner, waiting_for(account.peer_id))
 
     def _watch_again(self, channel: Channel) -> None:
         """The payer knows of more than we do: look, but not at every repeated letter."""

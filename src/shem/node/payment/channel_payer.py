@@ -48,7 +48,7 @@ class WrongClose(Refused):
 class Payer:
     """Channels that this node pays through."""
 
-    def __init__(self, shared: ChannelBooks, peers: Peers, driver: ChannelDriver, settle_after_s: float) -> None:
+    def __init__(self, shared: ChannelBooks, peers: Peers, driver: ChannelDriver, settle_after_s: float | None) -> None:
         self._shared = shared
         self._books = shared.books
         self._store = shared.store
@@ -104,7 +104,9 @@ class Payer:
         if self._store.target(order.order_id) is not None:
             return
         stored = self._books.store.order(order.order_id)
-        now = self._shared.now()
+        now, after_s = self._shared.now(), self._settle_after_s
+        if after_s is None:
+            after_s = self._shared.chains[order.platform].terms.settle_after_s
         self._store.save_target(
             Target(
                 order_id=order.order_id,
@@ -115,7 +117,7 @@ class Payer:
                 payee=order.payee,
                 amount=order.amount_units,
                 target=self._store.last_target(order.platform, order.payer, order.payee) + order.amount_units,
-                settle_at=int(now + self._settle_after_s),
+                settle_at=int(now + after_s),
             )
         )
         self._shared.wake_later()

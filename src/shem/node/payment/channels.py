@@ -22,7 +22,8 @@ from shem.cogs.tasks import TaskScope
 from shem.node.payment import ledger, protocol
 from shem.node.payment.books import Agreements, Books
 from shem.node.payment.channel import Channel
-from shem.node.payment.channel_books import ChannelBooks, Verification, way_of
+from shem.node.payment.channel_books import ChannelBooks, Verification, waiting_for, way_of
+from shem.node.payment.channel_cover import Gate
 from shem.node.payment.channel_payee import Payee
 from shem.node.payment.channel_payer import Payer
 from shem.node.payment.deal import AgreementView
@@ -50,9 +51,10 @@ class Channels:
         market: Agreements,
         drivers: Sequence[PaymentDriver],
         tasks: TaskScope,
-        settle_after_s: float,
-        cover_timeout_s: float,
+        settle_after_s: float | None = None,
+        cover_timeout_s: float | None = None,
     ) -> None:
+        """The last two override what each network says."""
         self._books = books
         self._peers = peers
         self._tasks = tasks
@@ -64,7 +66,8 @@ class Channels:
                 chains[platform.platform] = self._driver.chain(platform.platform)
         self.shared = ChannelBooks(books, chains, tasks)
         self.shared.wake = self._wake.set
-        self.payee = Payee(self.shared, cover_timeout_s)
+        self.payee = Payee(self.shared)
+        self.gate = Gate(self.shared, cover_timeout_s)
         self.payer: Payer | None = None
         self.exits: Exits | None = None
         self._verification = Verification(self.shared)
@@ -86,6 +89,7 @@ class Channels:
         protocol.answering(self._peers, "close", protocol.CloseMessage, me, self.payee.answer_close)
         self.payer.start()
         self.payee.start()
+        self.gate.start()
         self._wake.set()
         self._tasks.start(self._run(), "channels")
 
@@ -147,8 +151,8 @@ class Channels:
         return await self._verification.verify(claim)
 
     async def admit(self, owner: str, agreement_id: str) -> None:
-        """See :meth:`Payee.admit`."""
-        await self.payee.admit(owner, agreement_id)
+        """See :meth:`Gate.admit`."""
+        await self.gate.admit(owner, agreement_id)
 
     def listed(self, owner: str) -> list[tuple[Channel, list[str]]]:
         """The owner's channels, oldest first, each with the agreements that go on between its two nodes."""
@@ -184,4 +188,6 @@ class Channels:
             if cover is not None and cover.live:
                 ended = msgspec.structs.replace(cover, live=False, changed_at=int(self.shared.now()))
                 self.shared.store.save_cover(ended)
+                self.gate.ended(agreement.agreement_id)
                 self.shared.wake_later()
+                self._books.wake(owner, waiting_for(cover.peer_id))

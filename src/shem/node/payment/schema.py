@@ -104,4 +104,8 @@ update payment_transfer set pot = tx_hash;
 drop index payment_transfer_tx;
 create index payment_transfer_pot on payment_transfer (pot);
 """,
+    # how long a reserve lasts after its agreement is agreed
+    """
+alter table payment_cover add column after_s integer not null default 600;
+""",
 ]

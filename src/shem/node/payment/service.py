@@ -46,12 +46,12 @@ class PaymentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """First and longest delay of another attempt to reach a peer."""
     verify_s: tuple[float, float] = (0.2, 15.0)
     """First and longest delay of another look at a claimed payment."""
-    settle_after_s: float = 24 * 3600.0
-    """What is due on a channel that goes on is paid on the chain after so long; its voucher is good until then."""
+    settle_after_s: float | None = None
+    """What is due on a channel that goes on is paid on the chain after so long; ``None``: as its network says."""
     payouts: Mapping[str, str] = {}
     """By platform: the address that is paid there instead of this node's own account."""
-    cover_timeout_s: float = 30.0
-    """How long the start of work waits until money is reserved for it."""
+    cover_timeout_s: float | None = None
+    """How long the start of work waits until money is reserved for it; ``None``: as its network says."""
 
 
 class Payments:
@@ -149,7 +149,7 @@ class Payments:
 
     async def admit(self, owner: str, agreement_id: str) -> None:
         """Before work for an agreement starts on the provider's side: wait until money is reserved for it, where it is
-        paid through a channel. Raises :class:`~shem.node.payment.channel_payee.NoCover`."""
+        paid through a channel. Raises :class:`~shem.node.payment.channel_cover.NoCover`."""
         await self.channels.admit(owner, agreement_id)
 
     async def _settle(self) -> None:

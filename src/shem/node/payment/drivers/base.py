@@ -33,6 +33,8 @@ class Platform(msgspec.Struct, frozen=True):
     """False for a platform where only what costs nothing can be "paid"."""
     gas_token: str = ""
     """Symbol of the coin that pays fees; empty where there are none."""
+    finality_s: float = 0.0
+    """How long it usually takes until a payment is final."""
     alias_of: str = ""
     """The platform whose money this is, under another network's name; empty: its own."""
 

@@ -126,6 +126,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
             decimals=self.decimals,
             chain_id=self.chain_id,
             gas_token=self.gas_symbol,
+            finality_s=self.finality_s,
         )
 
 

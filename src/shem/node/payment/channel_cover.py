@@ -1,0 +1,156 @@
+"""The gate of the payee: no work on a channel platform before a final block shows money for it, and how much there is.
+
+An agreement starts when one open channel holds the least that was agreed, for it and for all others of the same payer
+that have started, and holds it long enough. What may still be signed for it afterwards is told to whoever asks: the
+provider's agent, which stops before its bill is larger than that. The owner may give credit: so much is done for each
+payer beyond what it has reserved.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from shem.errors import NotFound, PeerFailed
+from shem.node.payment.channel import Cover, covers, may_be_signed
+from shem.node.payment.channel_books import ChannelBooks, waiting_for, way_of
+
+CALL_WAIT_S = 30.0
+"""How long one question of a requestor may wait. Where finality takes longer it asks again."""
+
+
+class NoCover(PeerFailed):
+    """The requestor has reserved no money for this agreement in time."""
+
+    default_code = "no_cover"
+
+
+class CoverNow(msgspec.Struct, frozen=True, kw_only=True):
+    """One agreement's money at this moment, as its provider's node sees it. Base units; Unix seconds."""
+
+    agreement_id: str
+    platform: str
+    finality_s: float
+    """How long it usually takes until a payment on this platform is final."""
+    by_channel: bool
+    """Whether it is paid by vouchers; without that, nothing below means anything."""
+    started: bool = False
+    """There is enough for it to start, or has been."""
+    expected_until: float = 0.0
+    """When waiting for that makes no more sense."""
+    wanted: int = 0
+    least: int = 0
+    accepted: int = 0
+    room: int = 0
+    """What may still be signed beyond that, and is not asked for by other agreements with the same payer."""
+    credit: int = 0
+    until: float = 0.0
+    """After this nothing is signed any more; 0 while there is no channel."""
+
+    @property
+    def version(self) -> str:
+        """Differs when something of interest does."""
+        return f"{self.started:d}-{self.accepted}-{self.room}-{self.until:.0f}"
+
+
+class Gate:
+    """What provider agents and requestors' first calls ask."""
+
+    def __init__(self, shared: ChannelBooks, cover_timeout_s: float | None) -> None:
+        """``cover_timeout_s`` overrides what each network says."""
+        self._shared = shared
+        self._books = shared.books
+        self._store = shared.store
+        self._cover_timeout_s = cover_timeout_s
+        self._started: set[str] = set()
+
+    def start(self) -> None:
+        """What goes on has started, as far as anybody knows after a restart."""
+        now = self._shared.now()
+        self._started = {c.agreement_id for c in self._store.live_covers("Provider") if c.lives(now)}
+
+    def ended(self, agreement_id: str) -> None:
+        """It holds nothing any more."""
+        self._started.discard(agreement_id)
+
+    async def admit(self, owner: str, agreement_id: str) -> None:
+        """Wait until a final block shows enough for this agreement. Raises :class:`NoCover` when none does in time."""
+        need = self._store.cover(owner, agreement_id)
+        if need is None or need.role != "Provider" or not need.least or need.platform not in self._shared.chains:
+            return
+        admitted = await self._books.pulses.wait_for(
+            (owner, waiting_for(need.peer_id)), lambda: self._has_cover(need), min(self._patience_s(need), CALL_WAIT_S)
+        )
+        if not admitted:
+            raise NoCover(
+                "the requestor has reserved no money for this agreement",
+                hint="its node reserves from its allocation on this platform: fund it, or make it larger",
+            )
+        self._started.add(agreement_id)
+
+    def _patience_s(self, need: Cover) -> float:
+        return self._cover_timeout_s or self._shared.chains[need.platform].terms.cover_timeout_s
+
+    def _has_cover(self, need: Cover) -> bool:
+        terms = self._shared.chains[need.platform].terms
+        now, margin_s = self._shared.now(), self._shared.margin_s(need.platform)
+        needs = [*self._others(need, now), need]
+        if terms.credit >= sum(one.least for one in needs):
+            return True
+        channels = self._store.of_way("Provider", way_of(need))
+        return any(covers(channel, needs, now, margin_s, terms.credit) for channel in channels)
+
+    def _others(self, need: Cover, now: float) -> list[Cover]:
+        return [
+            cover
+            for cover in self._store.live_covers("Provider", way_of(need))
+            if cover.agreement_id in self._started and cover.agreement_id != need.agreement_id and cover.lives(now)
+        ]
+
+    def now(self, owner: str, agreement_id: str) -> CoverNow:
+        """Raises as :meth:`~shem.node.payment.books.Books.deal` does."""
+        need = self._store.cover(owner, agreement_id)
+        if need is None or need.platform not in self._shared.chains:
+            deal = self._books.deal(agreement_id, owner)
+            platform = self._books.platforms[deal.platform]
+            return CoverNow(
+                agreement_id=agreement_id, platform=deal.platform, finality_s=platform.finality_s, by_channel=False
+            )
+        if need.role != "Provider":
+            raise NotFound(f"you are not the provider of agreement {agreement_id}", code="agreement_not_found")
+        now, terms = self._shared.now(), self._shared.chains[need.platform].terms
+        channels = self._store.of_way("Provider", way_of(need))
+        room, until = may_be_signed(channels, now, self._shared.margin_s(need.platform))
+        account = self._books.store.account(agreement_id, owner)
+        return CoverNow(
+            agreement_id=agreement_id,
+            platform=need.platform,
+            finality_s=terms.finality_s,
+            by_channel=True,
+            started=not need.least or agreement_id in self._started or self._has_cover(need),
+            expected_until=need.changed_at + self._patience_s(need),
+            wanted=need.wanted,
+            least=need.least,
+            accepted=0 if account is None else account.accepted,
+            room=max(room - self._asked_by_others(need, now), 0),
+            credit=terms.credit,
+            until=until,
+        )
+
+    def _asked_by_others(self, need: Cover, now: float) -> int:
+        accounts = [self._books.store.account(other.agreement_id, other.owner) for other in self._others(need, now)]
+        return sum(max(account.requested - account.accepted, 0) for account in accounts if account is not None)
+
+    async def changed(self, owner: str, agreement_id: str, version: str, timeout_s: float) -> CoverNow:
+        """As :meth:`now`, waiting up to ``timeout_s`` for another than ``version``."""
+        first = self.now(owner, agreement_id)
+        if not first.by_channel or first.version != version:
+            return first
+        need = self._store.cover(owner, agreement_id)
+        assert need is not None
+
+        def read() -> CoverNow | None:
+            found = self.now(owner, agreement_id)
+            return found if found.version != version else None
+
+        found = await self._books.pulses.wait_for((owner, waiting_for(need.peer_id)), read, timeout_s)
+        return found or self.now(owner, agreement_id)
