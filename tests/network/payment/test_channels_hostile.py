@@ -154,7 +154,14 @@ async def test_a_close_is_signed_for_the_highest_voucher_and_only_when_all_is_ov
     note = await bob.bill_note(world.deals.activity(deal), "0.1")
     mallory.accept("debit-note", note, "0.1", allocation)
     held = channel(bob)
-    ask = CloseMessage(issuer=mallory.id, recipient=bob.id, channel_id=held.channel_id, amount="0")
+    ask = CloseMessage(
+        issuer=mallory.id,
+        recipient=bob.id,
+        chain_id=held.chain_id,
+        vault=held.vault,
+        channel_id=held.channel_id,
+        amount="0",
+    )
     for amount in (0, TGLM // 10 - 1, TGLM // 10, TGLM // 10 + 1):  # the agreement goes on
         with pytest.raises(Refused):
             await say(mallory, bob, "close", msgspec.structs.replace(ask, amount=str(amount)))
@@ -170,6 +177,7 @@ class Liar:
         self._identity = identity
         self.node_id = identity.node_id
         self.sign = identity.sign
+        self.locked = False
         self.asked = 0
 
     def sign_digest(self, digest: bytes) -> bytes:

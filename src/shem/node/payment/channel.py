@@ -136,6 +136,11 @@ class Channel(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int = 0
 
     @property
+    def name(self) -> str:
+        """Its own in this process. Two vaults may give equal ids."""
+        return f"{self.chain_id}:{self.vault}:{self.channel_id}"
+
+    @property
     def room(self) -> int:
         """What may still be signed."""
         return max(self.reserved - self.signed, 0) if self.state == "open" else 0

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from shem.cogs.tasks import TaskScope
 from shem.errors import PeerFailed, Refused
-from shem.node.payment import ledger
 from shem.node.payment.books import Books
 from shem.node.payment.channel import Channel, Cover, Seen, cover_wanted, ends_at, observe, term_after
-from shem.node.payment.channel_store import ChannelStore, Way
+from shem.node.payment.channel_store import ChannelStore, Pair, Request, Target, Way
 from shem.node.payment.deal import AgreementView, NoDeal, deal_of
 from shem.node.payment.drivers.base import NotFinalYet, VerifiedTransfer
 from shem.node.payment.drivers.evm.vault import ChannelKey, Vault
@@ -48,9 +47,7 @@ class ChannelBooks:
 
     def unaccepted(self, way: Way) -> bool:
         """Whether documents between the two ask for money that is not accepted."""
-        owner, peer_id, platform = way
-        accounts = self.books.store.accounts(owner, platform)
-        return any(a.peer_id == peer_id and a.requested > a.accepted for a in accounts)
+        return bool(self.books.store.asking(*way))
 
     def undelivered(self, way: Way) -> bool:
         """Whether the peer has not yet heard of something that was accepted."""
@@ -62,7 +59,7 @@ class ChannelBooks:
         async with asyncio.timeout(LOOK_TIMEOUT_S):
             seen = await self.chains[channel.platform].look(key_of(channel))
         with self.books.write():
-            known = self.store.channel(channel.owner, channel.channel_id) or channel
+            known = self.store.channel(channel) or channel
             if not seen.opened:
                 return known, seen
             after = observe(known, Seen(seen.reserved, seen.claimed, seen.valid_until))
@@ -72,9 +69,12 @@ class ChannelBooks:
                 self.books.wake(channel.owner, waiting_for(channel.peer_id))
         return after, seen
 
-    def claimed(self, platform: str, payer: str, payee: str) -> int:
-        """What all channels between two addresses have paid in final blocks."""
-        return sum(channel.claimed for channel in self.store.between(platform, payer, payee))
+    def channel_of(self, owner: str, platform: str, channel_id: str) -> Channel | None:
+        """A channel in a platform's vault."""
+        chain = self.chains.get(platform)
+        if chain is None:
+            return None
+        return self.store.channel_at(owner, chain.vault.chain_id, chain.vault.address, channel_id)
 
     def save_cover(self, agreement: AgreementView, owner: str) -> Cover | None:
         """Note what an approved agreement needs; ``None`` for one that is not paid through channels."""
@@ -114,11 +114,10 @@ class Verification:
         """What all channels between the two have paid. Raises :class:`NotFinalYet`, or as looks do."""
         shared = self._shared
         last: Look | None = None
-        for channel in shared.store.between(claim.platform, claim.payer, claim.payee):
-            if channel.state == "closed":
-                continue
+        pair = (claim.owner, claim.platform, claim.payer, claim.payee)
+        for channel in shared.store.live_between("Provider", pair):
             _, last = await shared.look(channel)
-        total = shared.claimed(claim.platform, claim.payer, claim.payee)
+        total = shared.store.claimed("Provider", pair)
         if total < claim.amount:
             raise NotFinalYet("the channels between the two have not paid that much in a final block")
         return VerifiedTransfer(
@@ -158,17 +157,14 @@ def way_of(item: Channel | Cover) -> Way:
     return item.owner, item.peer_id, item.platform
 
 
+def pair_of(item: Channel | Target | Request) -> Pair:
+    """Between which addresses."""
+    return item.owner, item.platform, item.payer, item.payee
+
+
 def waiting_for(peer_id: str) -> str:
     """The pulse that tells of a peer's channels."""
     return f"channels with {peer_id}"
-
-
-def owing(accounts: Sequence[ledger.Account], way: Way) -> list[ledger.Account]:
-    """Those of one way whose accepted sum is not settled."""
-    owner, peer_id, platform = way
-    return [
-        a for a in accounts if (a.owner, a.peer_id, a.platform) == (owner, peer_id, platform) and a.accepted > a.settled
-    ]
 
 
 LOOK_ERRORS = (PeerFailed, Refused, TimeoutError)

@@ -12,7 +12,7 @@ import uuid
 
 import msgspec
 
-from shem.errors import Refused
+from shem.errors import KeyLocked, Refused
 from shem.node.identity.signing import BadSignature
 from shem.node.payment import ledger
 from shem.node.payment.channel import (
@@ -30,7 +30,7 @@ from shem.node.payment.channel_books import (
     ChannelBooks,
     id_bytes,
     key_of,
-    owing,
+    pair_of,
     pot_of,
     vault_of,
     waiting_for,
@@ -45,8 +45,12 @@ from shem.node.payment.store import Part, Transfer
 
 log = logging.getLogger(__name__)
 
-MAX_CHANNELS = 8
-"""Channels of one peer at once."""
+MAX_CHANNELS = 64
+"""Channels of one peer at once; those that it does not close count until their terms are over."""
+MAX_UNSEEN = 8
+"""Of them, those that no final block has shown yet: each costs looks."""
+AGREED_S = 7 * 86400
+"""A channel may be announced for an agreement that came or ended so long ago."""
 INVOICE_GRACE_S = 60
 """An agreement that ended so shortly ago may still be invoiced."""
 LOOK_AGAIN_S = (0.2, 5.0)
@@ -59,6 +63,12 @@ class WrongChannel(Refused):
     """That is no channel between us in the vault of this platform."""
 
     default_code = "channel_mismatch"
+
+
+class PayoutCold(Refused):
+    """The payee's address is no key of this node."""
+
+    default_code = "payout_cold"
 
 
 class Payee:
@@ -86,7 +96,7 @@ class Payee:
         way = (owner, message.issuer, message.platform)
         if chain is None or (chain.vault.chain_id, chain.vault.address) != (message.chain_id, message.vault):
             raise WrongChannel(f"this node is not paid through {message.vault} on {message.platform[:60]!r}")
-        agreed = self._store.covers_of("Provider", way)
+        agreed = self._store.covers_since("Provider", way, self._shared.now() - AGREED_S)
         if not agreed:
             raise CoverNotSeen("there is no agreement that this channel would pay")
         if (message.key.payer, message.key.payee) not in {(cover.payer, cover.payee) for cover in agreed}:
@@ -94,10 +104,13 @@ class Payee:
         key = ChannelKey(message.key.payer, message.key.payee, message.key.signer, message.key.nonce)
         channel_id = "0x" + key.id.hex()
         with self._books.write():
-            channel = self._store.channel(owner, channel_id)
+            channel = self._store.channel_at(owner, chain.vault.chain_id, chain.vault.address, channel_id)
             if channel is None:
-                if self._store.known_of(owner, message.issuer) >= MAX_CHANNELS:
-                    raise WrongChannel(f"{MAX_CHANNELS} channels between us are open already")
+                if self._store.is_forgotten(owner, chain.vault, key):
+                    raise WrongChannel("that channel was over long ago")
+                known, unseen = self._store.known_of(owner, message.issuer)
+                if known >= MAX_CHANNELS or unseen >= MAX_UNSEEN:
+                    raise WrongChannel(f"{known} channels between us are open already, {unseen} of them nowhere")
                 channel = Channel(
                     owner=owner,
                     channel_id=channel_id,
@@ -120,8 +133,8 @@ class Payee:
             self._books.db.after_commit(lambda: self._watch(found))
 
     def _watch(self, channel: Channel) -> None:
-        if channel.channel_id not in self._looking and not self._books.closed:
-            self._looking.add(channel.channel_id)
+        if channel.name not in self._looking and not self._books.closed:
+            self._looking.add(channel.name)
             self._shared.tasks.start(self._look_for(channel), f"look for channel {channel.channel_id}")
 
     async def _look_for(self, channel: Channel) -> None:
@@ -142,7 +155,7 @@ class Payee:
                 await self._books.clock.sleep(delay_s)
                 delay_s = min(delay_s * 2, most_s)
         finally:
-            self._looking.discard(channel.channel_id)
+            self._looking.discard(channel.name)
             self._shared.wake()
 
     # --- vouchers ---
@@ -158,7 +171,7 @@ class Payee:
             raise VoucherMissing("money on this platform is owed by voucher, or it is not owed")
         part = message.voucher
         key = ChannelKey(part.key.payer, part.key.payee, part.key.signer, part.key.nonce)
-        channel = self._store.channel(account.owner, "0x" + key.id.hex())
+        channel = self._shared.channel_of(account.owner, account.platform, "0x" + key.id.hex())
         if (key.payer, key.payee) != (account.payer, account.payee):
             raise VoucherWrong("the voucher's channel is not between the agreement's two addresses")
         if channel is None or way_of(channel) != (account.owner, account.peer_id, account.platform):
@@ -181,8 +194,8 @@ class Payee:
     def _watch_again(self, channel: Channel) -> None:
         """The payer knows of more than we do: look, but not at every repeated letter."""
         now = self._shared.now()
-        if self._not_before.get(channel.channel_id, 0) <= now:
-            self._not_before[channel.channel_id] = now + 1
+        if self._not_before.get(channel.name, 0) <= now:
+            self._not_before[channel.name] = now + 1
             self._watch(channel)
 
     # --- ending ---
@@ -190,10 +203,14 @@ class Payee:
     async def answer_close(self, message: CloseMessage, signed: Signed) -> bytes:
         """Our signature that ``amount`` is all; the channel takes nothing more after it."""
         with self._books.write():
-            channel = self._store.channel(message.recipient, message.channel_id)
+            channel = self._store.channel_at(message.recipient, message.chain_id, message.vault, message.channel_id)
             if channel is None or channel.role != "Provider" or channel.peer_id != message.issuer:
                 raise WrongChannel("there is no such channel between us")
             way = way_of(channel)
+            if channel.payee != self._books.signer.node_id:
+                raise PayoutCold(f"this node cannot sign for {channel.payee}, where the channel pays: settle it")
+            if self._books.signer.locked:  # nothing is noted that cannot be signed
+                raise KeyLocked("this node's key is locked: ask again later")
             amount = units(message.amount)
             now = self._shared.now()
             live = any(cover.lives(now) for cover in self._store.live_covers("Provider", way))
@@ -205,9 +222,9 @@ class Payee:
     def _uninvoiced(self, way: Way) -> bool:
         """Whether an agreement that ended just now may still be billed."""
         since = self._shared.now() - INVOICE_GRACE_S
-        for cover in self._store.covers_of("Provider", way):
+        for cover in self._store.covers_since("Provider", way, since):
             account = self._books.store.account(cover.agreement_id, cover.owner)
-            if cover.changed_at > since and (account is None or account.invoiced is None):
+            if account is None or account.invoiced is None:
                 return True
         return False
 
@@ -220,21 +237,21 @@ class Payee:
             if channel.role != "Provider" or channel.platform not in self._shared.chains:
                 continue
             moment = redeem_moment(channel, self._shared.margin_s(channel.platform))
-            busy = channel.channel_id in self._looking or self._not_before.get(channel.channel_id, 0) > now
+            busy = channel.name in self._looking or self._not_before.get(channel.name, 0) > now
             under_way = any(r.channel_id == channel.channel_id for r in self._store.open_requests(*way_of(channel)))
             if moment is not None and moment <= now and not busy and not under_way:
-                self._looking.add(channel.channel_id)
+                self._looking.add(channel.name)
                 self._shared.tasks.start(self._redeem(channel), f"redeem channel {channel.channel_id}")
 
     def acts(self, channel: Channel) -> bool:
         """Whether it is being looked at, or collected from."""
         requests = self._store.open_requests(*way_of(channel))
-        return channel.channel_id in self._looking or any(r.channel_id == channel.channel_id for r in requests)
+        return channel.name in self._looking or any(r.channel_id == channel.channel_id for r in requests)
 
     def collect(self, channel: Channel) -> None:
         """Redeem what is held now, without waiting for its payer or the end of the term."""
         if not self.acts(channel):
-            self._looking.add(channel.channel_id)
+            self._looking.add(channel.name)
             self._shared.tasks.start(self._redeem(channel), f"redeem channel {channel.channel_id}")
 
     def next_moment(self) -> list[float]:
@@ -246,7 +263,7 @@ class Payee:
     async def _redeem(self, channel: Channel) -> None:
         """The payer may have paid meanwhile: see first."""
         try:
-            self._not_before[channel.channel_id] = self._shared.now() + RETRY_S
+            self._not_before[channel.name] = self._shared.now() + RETRY_S
             channel, seen = await self._shared.look(channel)
             if not seen.is_open or channel.claimed >= channel.signed or channel.signature is None:
                 self._count(channel, seen)
@@ -267,12 +284,17 @@ class Payee:
             with self._books.write():
                 self._store.save_request(request)
                 self._shared.chains[channel.platform].redeem(
-                    self._books.db.connection, request.request_id, key_of(channel), channel.signed, channel.signature
+                    self._books.db.connection,
+                    request.request_id,
+                    key_of(channel),
+                    channel.signed,
+                    channel.signature,
+                    sender=channel.owner,
                 )
         except LOOK_ERRORS as error:
             log.info("channel %s cannot be looked at now: %s", channel.channel_id, error)
         finally:
-            self._looking.discard(channel.channel_id)
+            self._looking.discard(channel.name)
             self._shared.wake()
 
     def on_word(self, request: Request, word: ChainWord) -> None:
@@ -283,7 +305,7 @@ class Payee:
         if isinstance(word, Failed):
             log.error("channel %s could not be redeemed: %s", request.channel_id, word.message)
         self._store.save_request(msgspec.structs.replace(request, state="failed" if failed else "done"))
-        channel = self._store.channel(request.owner, request.channel_id)
+        channel = self._shared.channel_of(request.owner, request.platform, request.channel_id)
         if channel is not None and not self._books.closed:
             self._books.db.after_commit(lambda: self._start_count(channel))
 
@@ -301,10 +323,10 @@ class Payee:
         """What came without a word of the payer pays the oldest debts of this way."""
         pot = pot_of(channel.platform, channel.payer, channel.payee)
         with self._books.write():
-            left = self._shared.claimed(channel.platform, channel.payer, channel.payee)
+            left = self._store.claimed("Provider", pair_of(channel))
             left -= self._books.store.claimed_on(pot, channel.payer, channel.payee)
             parts, grown = [], []
-            for account in owing(self._books.store.accounts(channel.owner, channel.platform), way_of(channel)):
+            for account in self._books.store.unpaid(*way_of(channel)):
                 amount = min(account.accepted - account.settled, left)
                 if amount > 0:
                     left -= amount

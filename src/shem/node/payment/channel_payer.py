@@ -18,8 +18,8 @@ from shem.errors import PeerFailed, Refused
 from shem.node.identity.signing import BadSignature
 from shem.node.payment import ledger
 from shem.node.payment.channel import Channel, Cover, NoChannel, Seen, StillOpen, may_close, observe, plan, sign_up
-from shem.node.payment.channel_books import LOOK_ERRORS, ChannelBooks, id_bytes, key_of, vault_of, way_of
-from shem.node.payment.channel_store import Request, RequestKind, Target, Way
+from shem.node.payment.channel_books import LOOK_ERRORS, ChannelBooks, id_bytes, key_of, pair_of, vault_of, way_of
+from shem.node.payment.channel_store import Pair, Request, RequestKind, Target, Way
 from shem.node.payment.drivers.base import PaymentOrder, Settlement
 from shem.node.payment.drivers.channel import ChannelDriver
 from shem.node.payment.drivers.evm.vault import close_signer, voucher_digest
@@ -68,7 +68,7 @@ class Payer:
         """Compare what is remembered with the chain before anything is signed on it."""
         for channel in self._store.live_channels():
             if channel.role == "Requestor" and channel.platform in self._shared.chains:
-                self._unseen.add(channel.channel_id)
+                self._unseen.add(channel.name)
                 self._start_look(channel, None)
 
     # --- in others' transactions ---
@@ -85,7 +85,10 @@ class Payer:
         fitting = [
             c
             for c in self._store.of_way("Requestor", way)
-            if c.state == "open" and c.payee == account.payee and c.channel_id not in self._unseen
+            if c.state == "open"
+            and c.payee == account.payee
+            and c.signer == self._books.voucher_signer.node_id
+            and c.name not in self._unseen
         ]
         if not fitting:
             self._shared.wake_later()
@@ -93,7 +96,7 @@ class Payer:
         best = next((c for c in fitting if c.room >= drawn and now < c.valid_until - margin_s), fitting[-1])
         channel = sign_up(best, drawn, now, margin_s)
         digest = voucher_digest(vault_of(channel), id_bytes(channel), channel.signed)
-        channel = msgspec.structs.replace(channel, signature=self._books.signer.sign_digest(digest))
+        channel = msgspec.structs.replace(channel, signature=self._books.voucher_signer.sign_digest(digest))
         self._store.save(channel)
         self._shared.wake_later()
         assert channel.signature is not None
@@ -107,16 +110,17 @@ class Payer:
         now, after_s = self._shared.now(), self._settle_after_s
         if after_s is None:
             after_s = self._shared.chains[order.platform].terms.settle_after_s
+        owner = order.payer if stored is None else stored.owner
         self._store.save_target(
             Target(
                 order_id=order.order_id,
-                owner=order.payer if stored is None else stored.owner,
+                owner=owner,
                 peer_id=order.payee if stored is None else stored.peer_id,
                 platform=order.platform,
                 payer=order.payer,
                 payee=order.payee,
                 amount=order.amount_units,
-                target=self._store.last_target(order.platform, order.payer, order.payee) + order.amount_units,
+                target=self._store.last_target((owner, order.platform, order.payer, order.payee)) + order.amount_units,
                 settle_at=int(now + after_s),
             )
         )
@@ -136,7 +140,7 @@ class Payer:
     def _failed(self, request: Request) -> None:
         """Asked for again after a while, under another id and after another look. A close needs the payee's word anew."""
         self._not_before[request.owner, request.peer_id, request.platform] = self._shared.now() + RETRY_S
-        channel = self._store.channel(request.owner, request.channel_id)
+        channel = self._shared.channel_of(request.owner, request.platform, request.channel_id)
         if request.kind == "close" and channel is not None:
             self._store.save(msgspec.structs.replace(channel, close_signature=None))
         self._finish(request, "failed", "")
@@ -146,7 +150,7 @@ class Payer:
             return
         channel_id = "0x" + word.key.id.hex()
         vault = self._shared.chains[request.platform].vault
-        known = self._store.channel(request.owner, channel_id) or Channel(
+        known = self._shared.channel_of(request.owner, request.platform, channel_id) or Channel(
             owner=request.owner,
             channel_id=channel_id,
             role="Requestor",
@@ -180,7 +184,7 @@ class Payer:
         if request.state != "open":
             return
         self._finish(request, "done", word.tx_hash)
-        channel = self._store.channel(request.owner, request.channel_id)
+        channel = self._shared.channel_of(request.owner, request.platform, request.channel_id)
         if channel is None:
             return
         if request.kind in ("settle", "close"):
@@ -188,50 +192,47 @@ class Payer:
         if request.kind in ("close", "release"):
             channel = msgspec.structs.replace(channel, state="closed")
         self._store.save(channel)
-        self._complete(channel.platform, channel.payer, channel.payee, word)
+        self._complete(pair_of(channel), word)
 
     def _finish(self, request: Request, state: str, tx_hash: str) -> None:
         self._store.save_request(msgspec.structs.replace(request, state=state, tx_hash=tx_hash))
         self._shared.wake_later()
 
-    def _complete(self, platform: str, payer: str, payee: str, word: Ended) -> None:
+    def _complete(self, pair: Pair, word: Ended) -> None:
         """Every order that what was claimed reaches is paid."""
-        claimed = self._shared.claimed(platform, payer, payee)
-        for target in self._store.open_targets():
-            same = (target.platform, target.payer, target.payee) == (platform, payer, payee)
-            if same and target.target <= claimed:
-                self._store.save_target(msgspec.structs.replace(target, done=True))
-                self._driver.finish(
-                    Settlement(
-                        order_id=target.order_id,
-                        tx_hash=word.tx_hash,
-                        block_number=word.block_number,
-                        block_hash=word.block_hash,
-                        gas_used=word.gas_used,
-                    )
+        for target in self._store.open_between(pair, self._store.claimed("Requestor", pair)):
+            self._store.save_target(msgspec.structs.replace(target, done=True))
+            self._driver.finish(
+                Settlement(
+                    order_id=target.order_id,
+                    tx_hash=word.tx_hash,
+                    block_number=word.block_number,
+                    block_hash=word.block_hash,
+                    gas_used=word.gas_used,
                 )
+            )
 
     # --- for an owner that wants its money back ---
 
     def leave(self, channel: Channel) -> None:
         """Close it as soon as nothing goes on, even if its payer has allocations; for the life of this process."""
-        if channel.channel_id not in self._leaving:
-            self._leaving.add(channel.channel_id)
+        if channel.name not in self._leaving:
+            self._leaving.add(channel.name)
             self._shared.wake()
 
     def talks(self, channel: Channel) -> bool:
         """Whether the payee is being asked to close it, or is going to be."""
-        if channel.channel_id in self._asking:
+        if channel.name in self._asking:
             return True
         if channel.state == "open":
             return self._idle(channel)
-        again = self._ask_again.get(channel.channel_id, 0)
+        again = self._ask_again.get(channel.name, 0)
         return channel.close_signature is None and again <= self._shared.now()
 
     def acts(self, channel: Channel) -> bool:
         """Whether something that is asked of the chain is under way."""
         requests = self._store.open_requests(*way_of(channel))
-        return channel.channel_id in self._looking or any(r.channel_id == channel.channel_id for r in requests)
+        return channel.name in self._looking or any(r.channel_id == channel.channel_id for r in requests)
 
     def settle_now(self, channel: Channel) -> None:
         """Pay what is signed, whatever goes on."""
@@ -241,7 +242,10 @@ class Payer:
     # --- the loop's turn ---
 
     def step(self) -> None:
-        """Do what the rows ask for now."""
+        """Do what the rows ask for now; while our key is locked, only see what is paid already."""
+        if self._books.signer.locked:
+            self._notice_paid()
+            return
         now = self._shared.now()
         covers = self._store.live_covers("Requestor")
         for way in dict.fromkeys(way_of(cover) for cover in covers if cover.platform in self._shared.chains):
@@ -257,10 +261,11 @@ class Payer:
 
     def _notice_paid(self) -> None:
         """Orders of what was paid before they came, or by the payee's own doing."""
-        for target in self._store.open_targets():
-            if target.target <= self._shared.claimed(target.platform, target.payer, target.payee):
-                channel = self._store.between(target.platform, target.payer, target.payee)[-1]
-                if channel.channel_id not in self._looking:
+        for target in self._store.waiting_pairs():
+            pair = pair_of(target)
+            if target.platform in self._shared.chains and target.target <= self._store.claimed("Requestor", pair):
+                channel = self._store.last_between("Requestor", pair)
+                if channel is not None and channel.name not in self._looking:
                     self._start_look(channel, None)
 
     def next_moment(self) -> list[float]:
@@ -278,7 +283,8 @@ class Payer:
             return
         margin_s = self._shared.margin_s(platform)
         channels = self._store.of_way("Requestor", way)
-        usable = [c for c in channels if c.state == "open" and now < c.valid_until - margin_s]
+        signer = self._books.voucher_signer.node_id
+        usable = [c for c in channels if c.state == "open" and c.signer == signer and now < c.valid_until - margin_s]
         channel = usable[-1] if usable else None
         grow = plan(channel, covers, self._budget(owner, platform), now, margin_s)
         if grow is None:
@@ -292,7 +298,7 @@ class Payer:
                     request.request_id,
                     payer=request.payer,
                     payee=request.payee,
-                    signer=self._books.signer.node_id,
+                    signer=self._books.voucher_signer.node_id,
                     amount=grow.add,
                     valid_until=grow.valid_until,
                 )
@@ -330,14 +336,14 @@ class Payer:
     def _tend(self, channel: Channel, now: float) -> None:
         """Close what is idle, pay what is due, take back what is over."""
         way = way_of(channel)
-        if channel.channel_id in self._asking | self._looking or self._not_before.get(way, 0) > now:
+        if channel.name in self._asking | self._looking or self._not_before.get(way, 0) > now:
             return
         if any(r.channel_id == channel.channel_id for r in self._store.open_requests(*way)):
             return
-        if channel.channel_id in self._unseen:
+        if channel.name in self._unseen:
             self._start_look(channel, None)
             return
-        may_ask = self._ask_again.get(channel.channel_id, 0) <= now
+        may_ask = self._ask_again.get(channel.name, 0) <= now
         half_closed = channel.state == "closing" and channel.close_signature is None
         if now > channel.valid_until:
             self._start_look(channel, "settle" if channel.signed > channel.claimed else "release")
@@ -350,7 +356,7 @@ class Payer:
         now = self._shared.now()
         allocations = self._books.store.active_allocations(channel.owner)
         way = way_of(channel)
-        wanted = channel.channel_id not in self._leaving and now < self._rested_at(channel)
+        wanted = channel.name not in self._leaving and now < self._rested_at(channel)
         return may_close(
             channel,
             live=any(cover.lives(now) for cover in self._store.live_covers("Requestor", way)),
@@ -360,8 +366,8 @@ class Payer:
 
     def _rested_at(self, channel: Channel) -> float:
         """When a channel has been without work for so long that nothing is expected, allocations or not."""
-        ends = [cover.changed_at for cover in self._store.covers_of("Requestor", way_of(channel))]
-        return max(ends, default=0) + self._shared.margin_s(channel.platform) / REST
+        since = self._store.last_change("Requestor", way_of(channel))
+        return since + self._shared.margin_s(channel.platform) / REST
 
     def _is_due(self, channel: Channel, now: float) -> bool:
         return any(
@@ -370,7 +376,7 @@ class Payer:
         )
 
     def _start_look(self, channel: Channel, then: RequestKind | None) -> None:
-        self._looking.add(channel.channel_id)
+        self._looking.add(channel.name)
         self._shared.tasks.start(self._look(channel, then), f"look at channel {channel.channel_id}")
 
     async def _look(self, channel: Channel, then: RequestKind | None) -> None:
@@ -378,7 +384,7 @@ class Payer:
         try:
             before = channel.signed
             channel, seen = await self._shared.look(channel)
-            self._unseen.discard(channel.channel_id)
+            self._unseen.discard(channel.name)
             with self._books.write():
                 if channel.claimed > before:
                     self._recover(channel, before)
@@ -389,7 +395,7 @@ class Payer:
                     block_hash=seen.block_hash,
                     gas_used=0,
                 )
-                self._complete(channel.platform, channel.payer, channel.payee, word)
+                self._complete(pair_of(channel), word)
                 if not seen.is_open:
                     return
                 chain, connection = self._shared.chains[channel.platform], self._books.db.connection
@@ -410,7 +416,7 @@ class Payer:
         if forgotten <= 0:
             return
         log.warning("channel %s has paid %s more than is remembered", channel.channel_id, forgotten)
-        last = self._store.last_target(channel.platform, channel.payer, channel.payee)
+        last = self._store.last_target(pair_of(channel))
         self._store.save_target(
             Target(
                 order_id=f"forgotten:{channel.channel_id}:{channel.signed}",
@@ -430,13 +436,13 @@ class Payer:
         """A look that led to nothing is not repeated at once."""
         if not self._store.open_requests(*way_of(channel)):
             await self._books.clock.sleep(1.0)
-        self._looking.discard(channel.channel_id)
+        self._looking.discard(channel.name)
         self._shared.wake()
 
     # --- closing ---
 
     def _start_closing(self, channel: Channel) -> None:
-        self._asking.add(channel.channel_id)
+        self._asking.add(channel.name)
         if channel.state == "open":
             channel = msgspec.structs.replace(channel, state="closing")
             with self._books.write():
@@ -465,13 +471,15 @@ class Payer:
                     return
             self._give_up(channel)
         finally:
-            self._asking.discard(channel.channel_id)
+            self._asking.discard(channel.name)
             self._shared.wake()
 
     async def _ask(self, channel: Channel) -> bytes:
         message = CloseMessage(
             issuer=channel.owner,
             recipient=channel.peer_id,
+            chain_id=channel.chain_id,
+            vault=channel.vault,
             channel_id=channel.channel_id,
             amount=str(channel.signed),
         )
@@ -496,15 +504,15 @@ class Payer:
 
     def _reopen(self, channel: Channel) -> None:
         """The payee has signed nothing, so the channel may go on; it is asked again after a while."""
-        self._ask_again[channel.channel_id] = self._shared.now() + RETRY_S
+        self._ask_again[channel.name] = self._shared.now() + RETRY_S
         with self._books.write():
-            known = self._store.channel(channel.owner, channel.channel_id)
+            known = self._store.channel(channel)
             if known is not None and known.state == "closing":
                 self._store.save(msgspec.structs.replace(known, state="open"))
 
     def _give_up(self, channel: Channel) -> None:
         """The payee is away: pay it now; what is left comes back after the term."""
-        self._ask_again[channel.channel_id] = float(channel.valid_until)
+        self._ask_again[channel.name] = float(channel.valid_until)
         with self._books.write():
             self._make_due(channel)
 

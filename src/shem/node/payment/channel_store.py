@@ -1,15 +1,21 @@
-"""What is remembered of payment channels: rows in, frozen values out. Callers open the transaction."""
+"""What is remembered of payment channels: rows in, frozen values out. Callers open the transaction.
+
+Nothing here reads all rows there ever were. What closed channels have paid is counted when they close, one sum for each
+pair of addresses, and :meth:`ChannelStore.sweep` forgets the rows later. A payee also remembers how far it has forgotten,
+since a channel counted once must never be announced to it again.
+"""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 
 from shem.node.db import Database
 from shem.node.payment.channel import Channel, Cover
+from shem.node.payment.drivers.evm.vault import ChannelKey, Vault
 
 RequestKind = Literal["deposit", "reserve", "extend", "settle", "close", "release", "redeem"]
 
@@ -50,6 +56,22 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 Way = tuple[str, str, str]
 """(owner, peer, platform): who pays whom where, as one side sees it."""
+Pair = tuple[str, str, str, str]
+"""(owner, platform, payer's address, payee's address)."""
+MAX_LISTED = 1000
+
+
+class ChannelName(Protocol):
+    """What names a channel here: its id, in one vault."""
+
+    @property
+    def owner(self) -> str: ...
+    @property
+    def chain_id(self) -> int: ...
+    @property
+    def vault(self) -> str: ...
+    @property
+    def channel_id(self) -> str: ...
 
 
 class ChannelStore:
@@ -71,19 +93,36 @@ class ChannelStore:
 
     def save(self, channel: Channel) -> None:
         """Insert or update."""
+        if channel.state == "closed":
+            self._count_closed(channel)
         self._put("payment_channel", channel, _CHANNEL_BIG)
 
-    def channel(self, owner: str, channel_id: str) -> Channel | None:
-        """By id."""
-        return next(iter(self._channels("owner = ? and channel_id = ?", owner, channel_id)), None)
+    def _count_closed(self, channel: Channel) -> None:
+        before = self.channel(channel)
+        counted = _counts(before) if before is not None and before.state == "closed" else 0
+        grown = _counts(channel) - counted
+        if grown:
+            pair = (channel.owner, channel.role, channel.platform, channel.payer, channel.payee)
+            total = self._past(*pair) + grown
+            self._run("insert or replace into payment_channel_past values (?, ?, ?, ?, ?, ?)", *pair, str(total))
+
+    def channel(self, named: ChannelName) -> Channel | None:
+        """By its owner, vault and id."""
+        return self.channel_at(named.owner, named.chain_id, named.vault, named.channel_id)
+
+    def channel_at(self, owner: str, chain_id: int, vault: str, channel_id: str) -> Channel | None:
+        """The same. The id alone names no channel: two chains may have equal ones."""
+        where = "owner = ? and chain_id = ? and vault = ? and channel_id = ?"
+        return next(iter(self._channels(where, owner, chain_id, vault, channel_id)), None)
 
     def live_channels(self) -> list[Channel]:
         """Everybody's that are not closed, oldest first."""
         return self._channels("state <> 'closed' order by created_at, nonce")
 
-    def channels(self, owner: str) -> list[Channel]:
-        """All of an owner, closed ones too, oldest first."""
-        return self._channels("owner = ? order by created_at, nonce", owner)
+    def channels(self, owner: str, limit: int = MAX_LISTED) -> list[Channel]:
+        """An owner's newest, closed ones too, oldest first."""
+        found = self._channels("owner = ? order by created_at desc, nonce desc limit ?", owner, limit)
+        return found[::-1]
 
     def of_way(self, role: str, way: Way) -> list[Channel]:
         """Those between two nodes on one platform that are not closed, oldest first."""
@@ -93,21 +132,56 @@ class ChannelStore:
             *way,
         )
 
-    def between(self, platform: str, payer: str, payee: str) -> list[Channel]:
-        """All there ever were between two addresses, oldest first."""
-        return self._channels(
-            "platform = ? and payer = ? and payee = ? order by created_at, nonce", platform, payer, payee
-        )
+    def live_between(self, role: str, pair: Pair) -> list[Channel]:
+        """Those between two addresses that are not closed, oldest first."""
+        owner, *rest = pair
+        return self._channels(f"state <> 'closed' and {_PAIR} order by created_at, nonce", owner, role, *rest)
 
-    def known_of(self, owner: str, peer_id: str) -> int:
-        """How many channels a peer has with us that are not closed."""
-        return int(
-            self._run(
-                "select count(*) from payment_channel where state <> 'closed' and owner = ? and peer_id = ?",
-                owner,
-                peer_id,
-            ).fetchone()[0]
+    def last_between(self, role: str, pair: Pair) -> Channel | None:
+        """The newest between two addresses, closed or not; ``None`` also once it is forgotten."""
+        owner, *rest = pair
+        newest = self._channels(f"{_PAIR} order by created_at desc, nonce desc limit 1", owner, role, *rest)
+        return newest[0] if newest else None
+
+    def claimed(self, role: str, pair: Pair) -> int:
+        """What all channels between two addresses have paid in final blocks; for a payer also what its payee gave up by
+        closing a channel below its highest voucher, which no one can pay any more."""
+        owner, *rest = pair
+        live = self._run(
+            f"select claimed from payment_channel where state <> 'closed' and {_PAIR}",  # noqa: S608  our own words
+            owner,
+            role,
+            *rest,
         )
+        return self._past(owner, role, *rest) + sum(int(row["claimed"]) for row in live.fetchall())
+
+    def _past(self, *pair: str) -> int:
+        row = self._run(
+            f"select claimed from payment_channel_past where {_PAIR}",  # noqa: S608  our own words
+            *pair,
+        ).fetchone()
+        return int(row["claimed"]) if row else 0
+
+    def known_of(self, owner: str, peer_id: str) -> tuple[int, int]:
+        """(how many channels a peer has with us that are not closed, how many of them no block has shown yet)."""
+        row = self._run(
+            "select count(*) as n, coalesce(sum(reserved = '0'), 0) as unseen from payment_channel "
+            "where state <> 'closed' and owner = ? and peer_id = ?",
+            owner,
+            peer_id,
+        ).fetchone()
+        return int(row["n"]), int(row["unseen"])
+
+    def is_forgotten(self, owner: str, vault: Vault, key: ChannelKey) -> bool:
+        """Whether a channel of that name may have been here, was counted, and is forgotten."""
+        row = self._run(
+            "select nonce from payment_channel_gone where owner = ? and chain_id = ? and vault = ? and payer = ?",
+            owner,
+            vault.chain_id,
+            vault.address,
+            key.payer,
+        ).fetchone()
+        return row is not None and key.nonce <= row["nonce"]
 
     def _channels(self, where: str, *arguments: Any) -> list[Channel]:
         rows = self._run(f"select * from payment_channel where {where}", *arguments)  # noqa: S608  our own words
@@ -126,12 +200,29 @@ class ChannelStore:
     def live_covers(self, role: str, way: Way | None = None) -> list[Cover]:
         """Of agreements that go on: everybody's, or those of one way."""
         if way is None:
-            return self._covers("live and role = ?", role)
-        return self._covers("live and role = ? and owner = ? and peer_id = ? and platform = ?", role, *way)
+            return self._covers("live = 1 and role = ?", role)
+        return self._covers("live = 1 and role = ? and owner = ? and peer_id = ? and platform = ?", role, *way)
 
-    def covers_of(self, role: str, way: Way) -> list[Cover]:
-        """Of every agreement of one way that there was."""
-        return self._covers("role = ? and owner = ? and peer_id = ? and platform = ?", role, *way)
+    def covers_since(self, role: str, way: Way, since: float, limit: int = MAX_LISTED) -> list[Cover]:
+        """Of agreements of one way that came or ended at ``since`` or later, newest first."""
+        return self._covers(
+            "role = ? and owner = ? and peer_id = ? and platform = ? and changed_at >= ? "
+            "order by changed_at desc limit ?",
+            role,
+            *way,
+            since,
+            limit,
+        )
+
+    def last_change(self, role: str, way: Way) -> int:
+        """When the last agreement of a way came or ended, Unix seconds; zero before the first."""
+        row = self._run(
+            "select max(changed_at) as at from payment_cover "
+            "where role = ? and owner = ? and peer_id = ? and platform = ?",
+            role,
+            *way,
+        ).fetchone()
+        return int(row["at"] or 0)
 
     def _covers(self, where: str, *arguments: Any) -> list[Cover]:
         rows = self._run(f"select * from payment_cover where {where}", *arguments)  # noqa: S608  our own words
@@ -186,16 +277,93 @@ class ChannelStore:
         """Orders that are not paid yet, oldest first."""
         return self._targets("done = 0 order by seq")
 
-    def last_target(self, platform: str, payer: str, payee: str) -> int:
-        """The sum of all orders between two addresses."""
-        found = self._targets(
-            "platform = ? and payer = ? and payee = ? order by seq desc limit 1", platform, payer, payee
+    def open_between(self, pair: Pair, upto: int) -> list[Target]:
+        """Open orders between two addresses that are paid once ``upto`` is, oldest first."""
+        found = []
+        for target in self._targets(
+            "done = 0 and owner = ? and platform = ? and payer = ? and payee = ? order by seq", *pair
+        ):
+            if target.target > upto:
+                break
+            found.append(target)
+        return found
+
+    def waiting_pairs(self) -> list[Target]:
+        """The oldest open order of each pair of addresses."""
+        return self._targets(
+            "done = 0 and seq in (select min(seq) from payment_channel_order where done = 0 "
+            "group by owner, platform, payer, payee)"
         )
+
+    def last_target(self, pair: Pair) -> int:
+        """The sum of all orders between two addresses."""
+        found = self._targets("owner = ? and platform = ? and payer = ? and payee = ? order by seq desc limit 1", *pair)
         return found[0].target if found else 0
 
     def _targets(self, where: str, *arguments: Any) -> list[Target]:
         rows = self._run(f"select * from payment_channel_order where {where}", *arguments)  # noqa: S608  our own words
         return [msgspec.convert(_numbers(row, _TARGET_BIG, ("done",)), Target) for row in rows.fetchall()]
+
+    # --- forgetting ---
+
+    def sweep(self, before: int, most: int = 500) -> bool:
+        """Forget up to ``most`` rows of each kind that were over before Unix time ``before``; whether some may be left.
+
+        What still counts stays: sums, the last order of each pair, and how far a payee has forgotten.
+        """
+        full = False
+        for channel in self._channels("state = 'closed' and valid_until < ? limit ?", before, most):
+            full = self._forget(channel) or full
+        for channel in self._channels(
+            "state <> 'closed' and role = 'Provider' and reserved = '0' and signed = '0' and created_at < ? limit ?",
+            before,
+            most,
+        ):  # was announced and never seen
+            self._drop_channel(channel)
+        for table, key, where in _OVER:
+            sql = f"delete from {table} where ({key}) in (select {key} from {table} where {where} limit ?)"  # noqa: S608
+            full = self._run(sql, before, most).rowcount == most or full
+        return full
+
+    def _forget(self, channel: Channel) -> bool:
+        at = (channel.owner, channel.chain_id, channel.vault, channel.payer)
+        self._run(
+            "insert into payment_channel_gone values (?, ?, ?, ?, ?) "
+            "on conflict do update set nonce = max(nonce, excluded.nonce)",
+            *at,
+            channel.nonce,
+        )
+        self._drop_channel(channel)
+        return True
+
+    def _drop_channel(self, channel: Channel) -> None:
+        self._run(
+            "delete from payment_channel where owner = ? and chain_id = ? and vault = ? and channel_id = ?",
+            channel.owner,
+            channel.chain_id,
+            channel.vault,
+            channel.channel_id,
+        )
+
+
+_PAIR = "owner = ? and role = ? and platform = ? and payer = ? and payee = ?"
+_OVER = (
+    ("payment_cover", "owner, agreement_id", "live = 0 and changed_at < ?"),
+    ("payment_channel_request", "request_id", "state <> 'open' and created_at < ?"),
+    (
+        "payment_channel_order",
+        "seq",
+        "done = 1 and settle_at < ? and exists (select 1 from payment_channel_order later "
+        "where later.owner = payment_channel_order.owner and later.platform = payment_channel_order.platform "
+        "and later.payer = payment_channel_order.payer and later.payee = payment_channel_order.payee "
+        "and later.seq > payment_channel_order.seq)",
+    ),
+)
+
+
+def _counts(channel: Channel) -> int:
+    """What a closed channel counts for: see :meth:`ChannelStore.claimed`."""
+    return max(channel.signed, channel.claimed) if channel.role == "Requestor" else channel.claimed
 
 
 _CHANNEL_BIG = ("reserved", "claimed", "owed", "signed")

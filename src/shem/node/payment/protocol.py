@@ -115,6 +115,8 @@ class CloseMessage(Message, frozen=True, kw_only=True):
     """The payer asks for the payee's word that ``amount`` is all that it gets from the channel. The answer is that
     word's signature, 65 bytes."""
 
+    chain_id: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    vault: _Node
     channel_id: _Id
     amount: Units
 

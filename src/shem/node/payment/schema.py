@@ -108,4 +108,70 @@ create index payment_transfer_pot on payment_transfer (pot);
     """
 alter table payment_cover add column after_s integer not null default 600;
 """,
+    # a channel's id is the same on every chain: its vault belongs to its name. What is over is counted, not kept: sums of
+    # closed channels and of what was claimed on a pot; indices so that nothing looks at all rows there ever were
+    """
+create table payment_channel_new (
+    owner text not null, chain_id integer not null, vault text not null, channel_id text not null, role text not null,
+    peer_id text not null, platform text not null, payer text not null, payee text not null, signer text not null,
+    nonce integer not null, reserved text not null, valid_until integer not null, claimed text not null,
+    owed text not null, signed text not null, signature blob, state text not null, close_signature blob,
+    opened_tx text not null, created_at integer not null,
+    primary key (owner, chain_id, vault, channel_id)
+) without rowid;
+insert into payment_channel_new
+    (owner, chain_id, vault, channel_id, role, peer_id, platform, payer, payee, signer, nonce, reserved, valid_until,
+     claimed, owed, signed, signature, state, close_signature, opened_tx, created_at)
+    select owner, chain_id, vault, channel_id, role, peer_id, platform, payer, payee, signer, nonce, reserved,
+     valid_until, claimed, owed, signed, signature, state, close_signature, opened_tx, created_at from payment_channel;
+drop table payment_channel;
+alter table payment_channel_new rename to payment_channel;
+create index payment_channel_live on payment_channel (created_at, nonce) where state <> 'closed';
+create index payment_channel_way on payment_channel (owner, peer_id, platform, role) where state <> 'closed';
+create index payment_channel_between on payment_channel (owner, role, platform, payer, payee) where state <> 'closed';
+create index payment_channel_pair on payment_channel (owner, role, platform, payer, payee, created_at, nonce);
+create index payment_channel_over on payment_channel (valid_until) where state = 'closed';
+create table payment_channel_past (
+    owner text not null, role text not null, platform text not null, payer text not null, payee text not null,
+    claimed text not null,
+    primary key (owner, role, platform, payer, payee)
+) without rowid;
+insert into payment_channel_past
+    select owner, role, platform, payer, payee,
+        (sum(cast(substr(claimed, 1, length(claimed) - 12) as integer))
+            + sum(cast(substr(claimed, -12) as integer)) / 1000000000000)
+        || printf('%012d', sum(cast(substr(claimed, -12) as integer)) % 1000000000000)
+    from payment_channel where state = 'closed' group by owner, role, platform, payer, payee;
+create table payment_channel_gone (
+    owner text not null, chain_id integer not null, vault text not null, payer text not null, nonce integer not null,
+    primary key (owner, chain_id, vault, payer)
+) without rowid;
+drop index payment_cover_live;
+create index payment_cover_live on payment_cover (role, owner, peer_id, platform) where live = 1;
+create index payment_cover_way on payment_cover (owner, peer_id, platform, role, changed_at);
+create index payment_cover_over on payment_cover (changed_at) where live = 0;
+drop index payment_channel_request_open;
+create index payment_channel_request_open on payment_channel_request (owner, platform, peer_id) where state = 'open';
+create index payment_channel_request_over on payment_channel_request (created_at) where state <> 'open';
+drop index payment_channel_order_way;
+create index payment_channel_order_open on payment_channel_order (seq) where done = 0;
+create index payment_channel_order_way on payment_channel_order (owner, platform, payer, payee, seq);
+create index payment_channel_order_over on payment_channel_order (settle_at) where done = 1;
+create index payment_account_asking on payment_account (owner, peer_id, platform)
+    where coalesce(invoiced, noted) <> accepted;
+create index payment_account_unpaid on payment_account (owner, peer_id, platform) where accepted <> settled;
+create index payment_allocation_timeout on payment_allocation (timeout) where released = 0;
+create index payment_transfer_claimed on payment_transfer (at) where state = 'claimed';
+create table payment_pot (
+    pot text not null, payer text not null, payee text not null, taken text not null,
+    primary key (pot, payer, payee)
+) without rowid;
+insert into payment_pot
+    select pot, payer, payee,
+        (sum(cast(substr(amount, 1, length(amount) - 12) as integer))
+            + sum(cast(substr(amount, -12) as integer)) / 1000000000000)
+        || printf('%012d', sum(cast(substr(amount, -12) as integer)) % 1000000000000)
+    from payment_transfer where state = 'final' and role = 'Provider' group by pot, payer, payee;
+drop index payment_transfer_pot;
+""",
 ]

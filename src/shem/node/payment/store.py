@@ -222,6 +222,27 @@ class Store:
         )
         return [_account(row) for row in rows]
 
+    def asking(self, owner: str, peer_id: str, platform: str) -> list[Account]:
+        """Accounts between two nodes whose documents ask for more than was accepted."""
+        rows = self._run(
+            "select * from payment_account where coalesce(invoiced, noted) <> accepted "
+            "and owner = ? and peer_id = ? and platform = ?",
+            owner,
+            peer_id,
+            platform,
+        )
+        return [account for account in map(_account, rows) if account.requested > account.accepted]
+
+    def unpaid(self, owner: str, peer_id: str, platform: str) -> list[Account]:
+        """Accounts between two nodes of which less is settled than was accepted."""
+        rows = self._run(
+            "select * from payment_account where accepted <> settled and owner = ? and peer_id = ? and platform = ?",
+            owner,
+            peer_id,
+            platform,
+        )
+        return [account for account in map(_account, rows) if account.accepted > account.settled]
+
     def owing(self, owner: str, platform: str) -> list[Account]:
         """The owner's accounts as requestor that owe something not settled yet."""
         rows = self._run(
@@ -395,12 +416,21 @@ class Store:
     # --- transfers ---
 
     def save_transfer(self, transfer: Transfer) -> None:
-        """Insert or update."""
+        """Insert or update. One that is final is so for ever."""
+        if (transfer.role, transfer.state) == ("Provider", "final"):
+            self._take_from_pot(transfer)
         row = _row(transfer)
         row["parts"] = msgspec.json.encode(transfer.parts)
         # Bounded by newlines on both sides, so that a session is found by an exact search.
         row["sessions"] = "\n" + "".join(f"{session}\n" for session in transfer.sessions)
         self._put("payment_transfer", row)
+
+    def _take_from_pot(self, transfer: Transfer) -> None:
+        known = self.transfer(transfer.payment_id, transfer.owner)
+        if known is None or known.state != "final":
+            pot = (transfer.pot, transfer.payer, transfer.payee)
+            taken = self.claimed_on(*pot) + transfer.amount
+            self._run("insert or replace into payment_pot values (?, ?, ?, ?)", *pot, str(taken))
 
     def transfer(self, payment_id: str, owner: str) -> Transfer | None:
         """By id."""
@@ -435,13 +465,10 @@ class Store:
 
     def claimed_on(self, pot: str, payer: str, payee: str) -> int:
         """What final payments of every owner here take already of one pot between two addresses."""
-        transfers = self._transfers(
-            "pot = ? and state = 'final' and role = 'Provider' and payer = ? and payee = ?",
-            pot,
-            payer,
-            payee,
-        )
-        return sum(transfer.amount for transfer in transfers)
+        row = self._run(
+            "select taken from payment_pot where pot = ? and payer = ? and payee = ?", pot, payer, payee
+        ).fetchone()
+        return int(row["taken"]) if row else 0
 
     def _transfers(self, where: str, *arguments: Any) -> Iterator[Transfer]:
         for row in self._run(f"select * from payment_transfer where {where}", *arguments).fetchall():  # noqa: S608  ours
