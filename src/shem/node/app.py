@@ -36,7 +36,8 @@ from shem.node.files.service import Limits as FileLimits
 from shem.node.gsb.gftp import GftpServices
 from shem.node.gsb.service import Bus
 from shem.node.identity.appkeys import AUTOCONFIGURED, LOCAL, AppKeys
-from shem.node.identity.keys import Identity
+from shem.node.identity.keyring import Keyring
+from shem.node.identity.keystore import read_passphrase
 from shem.node.identity.sealing import Sealer
 from shem.node.market.config import MarketConfig
 from shem.node.market.service import Market
@@ -45,7 +46,8 @@ from shem.node.payment.drivers.channel import ChannelDriver
 from shem.node.payment.drivers.evm.driver import EvmDriver
 from shem.node.payment.drivers.free import FreeDriver
 from shem.node.payment.drivers.networks import networks_from
-from shem.node.payment.service import Payments
+from shem.node.payment.payouts import payouts
+from shem.node.payment.service import PaymentConfig, Payments
 from shem.node.peer.addresses import BadAddress, parse_address
 from shem.node.peer.iroh import iroh_transport
 from shem.node.peer.network import PeerNetwork
@@ -55,6 +57,7 @@ from shem.node.rest import admin as rest_admin
 from shem.node.rest import exeunit as rest_exeunit
 from shem.node.rest import files as rest_files
 from shem.node.rest import gsb as rest_gsb
+from shem.node.rest import identity as rest_identity
 from shem.node.rest import market as rest_market
 from shem.node.rest import net as rest_net
 from shem.node.rest import payment as rest_payment
@@ -77,8 +80,12 @@ SHUTDOWN_S = 3.0
 class Node:
     """A running node. An async context manager."""
 
-    def __init__(self, config: NodeConfig, *, transport: TransportFactory | None = None) -> None:
+    def __init__(
+        self, config: NodeConfig, *, transport: TransportFactory | None = None, passphrase: str | None = None
+    ) -> None:
+        """``passphrase``: opens the identity's key, where it has one of its owner's."""
         self.config = config
+        self._passphrase = passphrase
         self._transport = transport or iroh_transport(config.peer_bind)
         self._stack = AsyncExitStack()
         self.api_url = ""
@@ -111,8 +118,9 @@ class Node:
         self.db = Database(config.data_dir / "node.db")
         self._stack.callback(self.db.close)
         secret = bytes.fromhex(config.id_secret.removeprefix("0x")) if config.id_secret else None
-        self.identity = Identity.open_or_create(config.data_dir, secret=secret)
-        self.keys = AppKeys(self.db, Sealer(self.identity.derive("app keys 1")))
+        self.keyring = Keyring.open(config.data_dir, self._passphrase or _passphrase(config), secret)
+        self.identity = self.keyring.identity
+        self.keys = AppKeys(self.db, Sealer(lambda: self.identity.derive("app keys 1")))
         self._leave_key(config.data_dir)
         if config.app_key:
             self.keys.create(AUTOCONFIGURED, self.identity.node_id, config.app_key)
@@ -141,12 +149,18 @@ class Node:
         self.activities = Activities(self.db, self.peers, self.market, clock, admit=self._admit)
         self.networks = Networks(self.db, clock)
         drivers: list[PaymentDriver] = [FreeDriver()]
-        if networks := networks_from(config.networks):
+        networks = networks_from(config.networks)
+        if networks:
             erc20 = EvmDriver(self.db, networks, [self.identity], clock=clock)
             drivers.insert(0, erc20)
             if erc20.vaults:
                 drivers.insert(1, ChannelDriver(erc20))
-        self.payments = Payments(self.db, self.peers, self.identity, self.market, self.activities, drivers, clock)
+        paid_at = PaymentConfig(payouts=payouts(networks, config.payout, config.networks))
+        self.payments = Payments(
+            self.db, self.peers, self.identity, self.market, self.activities, drivers, clock, paid_at
+        )
+        self.payments.sign_vouchers_with(self.keyring.voucher_key)
+        self.keyring.on_voucher_key(self.payments.sign_vouchers_with)
         # Stops run in the reverse order of these lines. Peers open last and close after the services, which still have
         # something to say to them; closing what never opened does nothing, as does stopping what never started.
         self._stack.push_async_exit(self.peers)
@@ -155,6 +169,8 @@ class Node:
         for service in (self.market, self.activities, self.payments):
             self._stack.push_async_callback(service.stop)
             await service.start()
+        self.identity.on_unlocked(self.market.unlocked)
+        self.identity.on_unlocked(self.payments.unlocked)
         await self.peers.__aenter__()
         for address in config.bootstrap:
             self.peers.add_bootstrap(address)
@@ -182,6 +198,7 @@ class Node:
             *rest_gsb.routes(self.bus),
             *rest_payment.routes(self.payments),
             *rest_net.routes(self.networks, self.net_status),
+            *rest_identity.routes(self.keyring, self.payments),
             *rest_admin.routes(self.keys, self.payments, stop=self.stop.set, counters=self.counters),
         ]
         self.rest = build_app(
@@ -260,12 +277,12 @@ class Node:
         )
 
 
-async def run_node(config: NodeConfig, ready: Callable[[dict[str, str]], None]) -> None:
+async def run_node(config: NodeConfig, ready: Callable[[dict[str, str]], None], passphrase: str | None = None) -> None:
     """Run until SIGINT or SIGTERM. ``ready`` is told once where the node is."""
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname).1s %(name)s: %(message)s")
     raise_file_limit()
     loop = asyncio.get_running_loop()
-    node = Node(config)
+    node = Node(config, passphrase=passphrase)
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, node.stop.set)
     async with node:
@@ -287,6 +304,10 @@ def main(work: Coroutine[Any, Any, None]) -> None:
         asyncio.run(work)
     else:
         uvloop.run(work)
+
+
+def _passphrase(config: NodeConfig) -> str | None:
+    return None if config.passphrase_file is None else read_passphrase(config.passphrase_file)
 
 
 def _is_public(place: str) -> bool:

@@ -35,6 +35,8 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     multi_transfer: str = ""
     """Address of the contract that pays many receivers of this token in one transaction; empty: the published one, where
     the network and the token are published."""
+    payout: str = ""
+    """An address on this network that is paid instead of this node's own account; empty: as the node's ``payout`` says."""
     depth: int | None = None
     """Blocks on top that make a payment final; ``None``: the chain's own ``finalized`` tag."""
     max_fee_gwei: str = ""
@@ -85,6 +87,13 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """How many events a collector of offers' and demands' events gets who names no number, and at most."""
     subscription_ttl_s: Annotated[float, msgspec.Meta(ge=1, le=30 * 24 * 3600)] = 3600.0
     """How long an offer or demand lives without its agent asking for events."""
+    passphrase_file: Path | None = None
+    """Opens the identity's key file, where that has a passphrase of the owner's: its first line. Without it the node starts
+    locked."""
+    payout: str = ""
+    """An address that is paid instead of this node's own account; its key need not be here. Each node needs one of its own:
+    two that share one cannot tell which of them was paid. Nobody here can agree to an early end of a channel that pays
+    there: its payer settles it, and gets the rest back after the term."""
     name: str = ""
     networks: Mapping[str, NetworkConfig] = {}
     max_spool_bytes: int = 64 << 30

@@ -46,7 +46,8 @@ _SCHEMA = [
 
 @dataclass(frozen=True)
 class AppKey:
-    """One key. ``secret`` is ``None`` for one from before keys were kept, or of another identity."""
+    """One key. ``secret`` is ``None`` for one from before keys were kept, of another identity, or made while the node's key
+    was locked; and for all while it is."""
 
     name: str
     node_id: NodeId
@@ -93,7 +94,8 @@ class AppKeys:
                 raise Refused(f"there are {MAX_KEYS} keys already", code="too_many_keys", hint="drop some")
             connection.execute(
                 "insert into app_key values (?, ?, ?, ?, ?, ?) on conflict (name) do update set digest = excluded.digest,"
-                " node_id = excluded.node_id, sealed = excluded.sealed, origins = excluded.origins",
+                " node_id = excluded.node_id, origins = excluded.origins, sealed = coalesce(excluded.sealed,"
+                " case when digest = excluded.digest then sealed end)",
                 (
                     name,
                     digest,

@@ -33,6 +33,8 @@ KEYSTORE = "identity.json"
 PASSPHRASE = "identity.pass"  # noqa: S105  a file name
 N_GENERATED = 1 << 14
 N_USER = 1 << 17
+MAX_PASSPHRASE = 1024
+"""Characters."""
 _R, _P = 8, 1
 _MOST_WORK = 1 << 24
 """n·r·p: 64 times what we ask of a user's own passphrase ourselves, and 2 GiB of memory."""
@@ -73,7 +75,7 @@ def load_or_create_secret(directory: Path, passphrase: str | None, wanted: bytes
             _create(directory, passphrase, wanted or new_secret())
         found = read_secret(directory, passphrase)
     except OSError as error:
-        raise _unusable(directory, error) from error
+        raise unusable(directory, error) from error
     if wanted is not None and found != wanted:
         raise OtherIdentity(
             f"the directory {directory} has an identity already, and it is not the one that is given",
@@ -104,7 +106,7 @@ def import_secret(directory: Path, secret: bytes, passphrase: str | None) -> boo
             made = _create(directory, passphrase, secret)
         found = address_in(directory)
     except OSError as error:
-        raise _unusable(directory, error) from error
+        raise unusable(directory, error) from error
     if found != address_of(coincurve.PrivateKey(secret).public_key):
         raise OtherIdentity(
             f"the directory {directory} has the identity {found} already",
@@ -129,7 +131,7 @@ def change_passphrase(directory: Path, secret: bytes, passphrase: str | None) ->
             replace_private(directory / KEYSTORE, encrypt(secret, passphrase, n=N_USER))
             remove(directory / PASSPHRASE)
     except OSError as error:
-        raise _unusable(directory, error) from error
+        raise unusable(directory, error) from error
 
 
 def address_in(directory: Path) -> NodeId:
@@ -141,6 +143,25 @@ def address_in(directory: Path) -> NodeId:
         raise KeystoreUnusable("the key file is damaged", hint="restore it from a copy") from None
 
 
+def read_passphrase(path: Path) -> str:
+    """The first line of a file that others may not read. Raises :class:`KeystoreUnusable`."""
+    try:
+        content = read_private(path)
+    except OSError as error:
+        raise KeystoreUnusable(f"the passphrase in {path} cannot be read: {error.strerror}") from error
+    return passphrase_in(content, str(path))
+
+
+def passphrase_in(content: bytes, place: str) -> str:
+    """Its first line. Raises :class:`KeystoreUnusable` where there is none, or one that nobody can have meant."""
+    line = content.split(b"\n", 1)[0].rstrip(b"\r").decode("utf-8", errors="replace")
+    if not 0 < len(line) <= MAX_PASSPHRASE or "\ufffd" in line:
+        raise KeystoreUnusable(
+            f"there is no passphrase in {place}", hint=f"a first line of 1 to {MAX_PASSPHRASE} characters, in UTF-8"
+        )
+    return line
+
+
 def has_own_passphrase(directory: Path) -> bool:
     """Whether the owner alone knows what opens the key file. Raises as :func:`read_secret` does, but for a wrong one."""
     try:
@@ -150,7 +171,8 @@ def has_own_passphrase(directory: Path) -> bool:
     return False
 
 
-def _unusable(directory: Path, error: OSError) -> KeystoreUnusable:
+def unusable(directory: Path, error: OSError) -> KeystoreUnusable:
+    """The error to raise for files that cannot be read or written."""
     return KeystoreUnusable(
         f"the key directory {directory} cannot be used: {error.strerror}", hint="check its owner and free space"
     )

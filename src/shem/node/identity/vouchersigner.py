@@ -67,7 +67,7 @@ def renew_voucher_signer(data_dir: Path) -> VoucherSigner:
 
 
 def drop_voucher_signer(data_dir: Path) -> None:
-    """Have the identity sign vouchers itself again."""
+    """Have the identity sign vouchers itself again. Raises as :func:`open_voucher_signer` does."""
     try:
         for number in _numbers(data_dir):  # the one that counts last
             shutil.rmtree(_place(data_dir, number))

@@ -325,8 +325,9 @@ class Agreements:
     def _unapproved(self, agreement: Agreement, state: AgreementState, error: Exception | None) -> None:
         if agreement.state == "Pending":
             self._record(move(agreement, state, reason=_told(error)))
-            # Should the requestor hold it approved after all, it learns the end of it
-            self._send_ending(agreement, "terminate", _told(error))
+            # Should the requestor hold it approved after all, it learns the end of it (or that nothing comes of it)
+            if not self._core.signer(agreement.owner).locked:
+                self._send_ending(agreement, "terminate", _told(error))
 
     def _give_up(self, owner: str, agreement_id: str, message_id: str, error: Exception) -> None:
         """The provider is away: its agent will not wait, so nothing may stay half done."""

@@ -57,7 +57,11 @@ class Signer(Protocol):
     @property
     def node_id(self) -> NodeId: ...
 
-    def sign(self, purpose: str, payload: bytes) -> bytes: ...
+    @property
+    def locked(self) -> bool: ...
+
+    def sign(self, purpose: str, payload: bytes) -> bytes:
+        """Raises :class:`~shem.errors.KeyLocked`."""
 
 
 Identities = Mapping[NodeId, Signer]

@@ -99,6 +99,10 @@ class Market:
         self.core.pulses.beat_all()
         await self._tasks.close()
 
+    def unlocked(self) -> None:
+        """The key that signs for an identity is there again: show the network what waited for it."""
+        self.subscriptions.republish()
+
     def agreement(self, agreement_id: str, owner: str | None = None) -> Agreement:
         """An agreement of ``owner``, or of whichever identity of this node is a party to it.
 

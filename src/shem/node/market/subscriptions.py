@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from shem.errors import Refused
+from shem.errors import KeyLocked, Refused
 from shem.node.market import documents, protocol
 from shem.node.market.core import Core
 from shem.node.market.documents import Statement, SubscriptionBody
@@ -66,13 +66,26 @@ class Subscriptions:
 
     def farewell(self) -> list[SignedOffer]:
         """Withdrawals of all live offers, for the peers; the offers come back with :meth:`start`."""
-        offers = [s for s in self._live.values() if s.kind == "offer"]
+        offers = [s for s in self._live.values() if s.kind == "offer" and not self._locked(s)]
         return [self._statement(self._next_statement(s), withdrawn=True)[1] for s in offers]
+
+    def republish(self) -> None:
+        """Say anew what was changed while it could not be signed."""
+        for subscription in [s for s in self._live.values() if s.kind == "offer" and not self._locked(s)]:
+            again = self._next_statement(subscription)
+            self._live[again.subscription_id] = again
+            self._publish(again, documents.decode(again.body, SubscriptionBody))
+
+    def _locked(self, subscription: Subscription) -> bool:
+        """Nothing can be said about it now; what others know of an offer ends by itself."""
+        return self._core.signer(subscription.owner).locked
 
     def create(self, owner: str, kind: Kind, properties: documents.Properties, constraints: str) -> str:
         """Publish; the id. A constraint that does not parse is accepted and never matches."""
         core = self._core
-        core.signer(owner)
+        signer = core.signer(owner)
+        if kind == "offer" and signer.locked:
+            raise KeyLocked("an offer is signed, and this node's key is locked", hint="unlock it: shem identity unlock")
         flat = flatten(properties)
         if len(constraints) > MAX_CONSTRAINT_CHARS:
             raise OfferTooLarge(f"the constraints may have {MAX_CONSTRAINT_CHARS} characters")
@@ -249,7 +262,7 @@ class Subscriptions:
         if subscription.kind == "offer":
             subscription = msgspec.structs.replace(subscription, sequence=subscription.sequence + 1)
         self._store_end(subscription, state)
-        if subscription.kind == "offer":
+        if subscription.kind == "offer" and not self._locked(subscription):
             statement, signed = self._statement(subscription, withdrawn=True)
             core.book.publish(subscription_id, None, statement, signed, None)
         else:
@@ -271,6 +284,8 @@ class Subscriptions:
 
     def _publish(self, subscription: Subscription, body: SubscriptionBody | None) -> None:
         """``body`` is wanted for an offer that the book does not know."""
+        if self._locked(subscription):
+            return
         statement, signed = self._statement(subscription, withdrawn=False)
         self._core.book.publish(subscription.subscription_id, body, statement, signed, None)
 

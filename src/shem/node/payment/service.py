@@ -77,6 +77,8 @@ class Payments:
         self._timer: asyncio.Task[object] | None = None
         self.books = Books(db, Store(db), signer, market, activities, drivers, clock)
         self.books.wake_settler = self._look_again
+        self.payouts: Mapping[str, str] = config.payouts
+        """By platform: where it pays instead of this node's own account."""
         self.allocations = Allocations(self.books, config.default_platform, config.payouts)
         self.requestor = RequestorDesk(self.books)
         self.provider = ProviderDesk(self.books)

@@ -54,11 +54,11 @@ class _Admin:
         self._stop = stop
 
     async def keys(self, request: web.Request) -> web.Response:
-        _owner_only(request)
+        owner_only(request)
         return respond([shape(key) for key in self._keys.list()])
 
     async def create(self, request: web.Request) -> web.Response:
-        _owner_only(request)
+        owner_only(request)
         body = await read_json(request, wire.NewAppKey)
         if body.id is not None and body.id.lower() != caller(request):
             raise Refused(
@@ -80,7 +80,7 @@ class _Admin:
         return respond(shape(found))
 
     async def drop(self, request: web.Request) -> web.Response:
-        _owner_only(request)
+        owner_only(request)
         name = names(request)["name"]
         if name == LOCAL:
             raise Conflict("the owner's own key is not dropped", code="owners_key", hint="remove its file and restart")
@@ -93,7 +93,7 @@ class _Admin:
         return respond(wire.Funded(platform=platform, address=caller(request), message=message))
 
     async def shutdown(self, request: web.Request) -> web.Response:
-        _owner_only(request)
+        owner_only(request)
         self._stop()
         return respond(None)
 
@@ -118,6 +118,7 @@ def exposition(numbers: Mapping[str, float]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _owner_only(request: web.Request) -> None:
+def owner_only(request: web.Request) -> None:
+    """Raises :class:`NotTheOwner` for any key but the one in the data directory."""
     if request[KEY_NAME] != LOCAL:
         raise NotTheOwner("only the owner may do that", hint="use the key in the node's data directory")
