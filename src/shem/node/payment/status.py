@@ -55,6 +55,12 @@ def _status(
 ) -> wire.PlatformStatus:
     accounts = books.store.accounts(owner, platform.platform)
     ours = [account for account in accounts if account.role == "Requestor"]
+    accepted, owed = (
+        sum(account.accepted for account in ours),
+        sum(account.accepted - account.settled for account in ours),
+    )
+    if isinstance(held, _Held) and held.around is not None:
+        owed = min(owed, held.around.signed)  # a channel may have paid what no order asks for yet
     decimals = platform.decimals
     status = wire.PlatformStatus(
         platform=platform.platform,
@@ -66,8 +72,8 @@ def _status(
         incoming=_flow([account for account in accounts if account.role == "Provider"]),
         outgoing=_flow(ours),
         allocated=format_amount(allocations.allocated(owner, platform.platform), decimals),
-        owed=format_amount(sum(max(account.accepted - account.settled, 0) for account in ours), decimals),
-        paid=format_amount(sum(account.settled for account in ours), decimals),
+        owed=format_amount(owed, decimals),
+        paid=format_amount(accepted - owed, decimals),
     )
     if isinstance(held, str):
         status.error = held
