@@ -10,6 +10,7 @@ import sqlite3
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 import msgspec
 
@@ -45,7 +46,7 @@ from shem.node.payment.drivers.evm.rpc import (
     read,
     read_or_none,
 )
-from shem.node.payment.drivers.evm.store import MIGRATIONS, Intent
+from shem.node.payment.drivers.evm.store import MIGRATIONS, Intent, pin_chain
 from shem.node.payment.drivers.evm.transaction import Signer
 from shem.node.payment.drivers.networks import DRIVER, VALUED, Network
 from shem.terms.amounts import format_amount
@@ -90,7 +91,11 @@ class EvmDriver:
         """By every name; what follows is by the network's own."""
         self._pools = {
             network.name: RpcPool(
-                network.rpc_urls, network.chain_id, max_head_age_s=network.max_head_age_s, transport=transport
+                network.rpc_urls,
+                network.chain_id,
+                max_head_age_s=network.max_head_age_s,
+                transport=transport,
+                pin=partial(pin_chain, db, network.chain_id),
             )
             for network in networks
         }
@@ -334,6 +339,9 @@ class EvmDriver:
         block = number(receipt.block_number)
         if block > final:
             raise NotFinalYet(f"{tx_hash} is in block {block}; the last final one is {final}")
+        there = await self._pools[network.name].call("eth_getBlockByNumber", [receipt.block_number, False], Block)
+        if there.hash.lower() != receipt.block_hash.lower():
+            raise NotFinalYet(f"{tx_hash} is said to be in a block {block} that is not the chain's: endpoints disagree")
         return VerifiedTransfer(
             platform=platform,
             tx_hash=receipt.transaction_hash.lower(),

@@ -10,6 +10,8 @@ How it holds:
   limit; above it, it waits and says so.
 * Receipts are looked for under all attempts. A receipt that vanishes (reorg) puts the intent back under way. Only a
   receipt in a final block ends it, as done or, when it reverted, as failed.
+* Endpoints are not believed beyond what they show: what is final is looked for at the endpoint that shows the receipt,
+  and the block of the receipt must be the one that has its number.
 * A nonce that somebody else used (another program with the same key) is reported and left to a human: paying again under
   another nonce could pay twice.
 
@@ -22,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import msgspec
 
@@ -31,6 +33,7 @@ from shem.errors import ShemError
 from shem.node.db import Database
 from shem.node.payment.drivers.base import ChainUnreachable, DriverProblem
 from shem.node.payment.drivers.evm.rpc import (
+    MAX_BATCH,
     Block,
     Call,
     Receipt,
@@ -130,7 +133,6 @@ class TransactionManager:
         self._on_moved = on_moved
         self._store = IntentStore(db.connection, network.chain_id, signer.address)
         self._wake = asyncio.Event()
-        self._same_chain = False
         self._problems: dict[str, DriverProblem] = {}
         self._seen: tuple[int, ...] = ()
         self._changes = 0
@@ -200,7 +202,6 @@ class TransactionManager:
         """
         problems: dict[str, DriverProblem] = {}
         try:
-            await self._check_chain()
             view = await self._look()
             await self._settle(view, problems)
             await self._resend(view, problems)
@@ -217,22 +218,6 @@ class TransactionManager:
 
     # Looking
 
-    async def _check_chain(self) -> None:
-        """The chain that our nonces belong to, not another with its id (a devnet that was started afresh)."""
-        if self._same_chain:
-            return
-        first = await self._pool.call("eth_getBlockByNumber", ["0x0", False], Block)
-        known = self._store.genesis()
-        if known is None:
-            with self._db.transaction(durable=True):
-                self._store.remember_genesis(first.hash)
-        elif known != first.hash:
-            raise WrongChain(
-                f"{self._network.name} is not the chain it was: its first block is {first.hash}, not {known}",
-                hint="payments made on the other chain do not exist here: start with a new data directory",
-            )
-        self._same_chain = True
-
     async def _look(self) -> View:
         address = self._signer.address
         calls: list[Call] = [
@@ -245,19 +230,24 @@ class TransactionManager:
         depth = self._network.depth
         results = await self._pool.batch(calls if depth is None else calls[:-1])
         head = read(results[0], Block)
-        if depth is None:
-            finalized = read_or_none(results[4], Block)
-            final = -1 if finalized is None else number(finalized.number)
-        else:
-            final = number(head.number) - depth
+        tip = self._network.usual_tip_wei if isinstance(results[3], RpcRefused) else number(read(results[3], str))
         return View(
             head=number(head.number),
-            final=final,
+            final=number(head.number) - depth if depth is not None else self._finalized(results[4]),
             base_fee=number(head.base_fee_per_gas),
             nonce=number(read(results[1], str)),
             balance=number(read(results[2], str)),
-            tip=min(number(read(results[3], str)), self._network.max_tip_wei),
+            tip=min(tip, self._network.max_tip_wei),
         )
+
+    def _finalized(self, answer: msgspec.Raw | RpcRefused) -> int:
+        if isinstance(answer, RpcRefused):
+            raise ChainUnreachable(
+                f"the endpoint does not say which blocks of {self._network.name} are final: {answer.message}",
+                hint=f"set networks.{self._network.name}.depth to the number of blocks that make one final there",
+            )
+        block = read_or_none(answer, Block)
+        return -1 if block is None else number(block.number)
 
     async def _settle(self, view: View, problems: dict[str, DriverProblem]) -> None:
         """Find out what became of what was sent. Receipts are asked for after the head was seen: one in a block at or
@@ -269,19 +259,56 @@ class TransactionManager:
         ]
         if not asked:
             return
-        attempts = [attempt for tried in self._store.attempts([i.id for i in asked]).values() for attempt in tried]
-        results = await self._pool.batch([("eth_getTransactionReceipt", [a.tx_hash]) for a in attempts])
-        found: dict[int, Receipt] = {}
-        for attempt, result in zip(attempts, results, strict=True):
-            receipt = read_or_none(result, Receipt)
-            if receipt is not None:
-                found[attempt.intent] = receipt
+        found, final = await self._receipts([intent.id for intent in asked])
+        view = msgspec.structs.replace(view, final=min(view.final, final))
+        doubtful = await self._doubtful(list(found.values()), view, problems)
         for intent in asked:
+            if intent.id in found and found[intent.id].block_hash in doubtful:
+                continue
             try:
                 self._judge(intent, found.get(intent.id), view, problems)
             except Exception:
                 # A door, for listeners: rolled back, and judged again at the next look; other payments are not held up.
                 log.exception("the end of %s could not be told", intent.key)
+
+    async def _receipts(self, intents: Sequence[int]) -> tuple[dict[int, Receipt], int]:
+        """By intent; and the last block that is final for every endpoint that showed one of them."""
+        attempts = [attempt for tried in self._store.attempts(intents).values() for attempt in tried]
+        depth = self._network.depth
+        edge: Call = ("eth_getBlockByNumber", ["finalized" if depth is None else "latest", False])
+        found: dict[int, Receipt] = {}
+        finals: list[int] = []
+        for start in range(0, len(attempts), MAX_BATCH - 1):
+            part = attempts[start : start + MAX_BATCH - 1]
+            head, *results = await self._pool.batch([edge, *(("eth_getTransactionReceipt", [a.tx_hash]) for a in part)])
+            finals.append(self._finalized(head) if depth is None else number(read(head, Block).number) - depth)
+            for attempt, result in zip(part, results, strict=True):
+                receipt = read_or_none(result, Receipt)
+                if receipt is None:
+                    continue
+                if receipt.transaction_hash.lower() != attempt.tx_hash:
+                    raise ChainUnreachable("the endpoint's receipt is another transaction's")
+                found[attempt.intent] = receipt
+        return found, min(finals)
+
+    async def _doubtful(
+        self, receipts: Sequence[Receipt], view: View, problems: dict[str, DriverProblem]
+    ) -> Collection[str]:
+        """Blocks that receipts name as final and that are not the chain's."""
+        named = {r.block_hash: r.block_number for r in receipts if number(r.block_number) <= view.final}
+        if not named:
+            return ()
+        there = await self._pool.batch([("eth_getBlockByNumber", [at, False]) for at in named.values()])
+        blocks = [read_or_none(answer, Block) for answer in there]
+        doubtful = {
+            name
+            for name, block in zip(named, blocks, strict=True)
+            if block is None or block.hash.lower() != name.lower()
+        }
+        for name in doubtful:
+            text = f"endpoints disagree about block {number(named[name])}: a receipt says {name}"
+            self._note(problems, "RpcError", text)
+        return doubtful
 
     def _judge(self, intent: Intent, receipt: Receipt | None, view: View, problems: dict[str, DriverProblem]) -> None:
         if receipt is None:

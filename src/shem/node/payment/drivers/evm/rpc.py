@@ -1,8 +1,8 @@
 """JSON-RPC to a network's endpoints: one at a time, the next when it fails.
 
-An endpoint is used only after it said the right chain id and, where that makes sense, showed a young block; that is
-asked again every :data:`RECHECK_S`. What it answers is never trusted to have the right shape. Nothing here is retried
-at the same endpoint: callers know what may be repeated.
+An endpoint is used only after it said the right chain id, showed the first block that this chain has had from the start
+and, where that makes sense, a young last one; that is asked again every :data:`RECHECK_S`. What it answers is never
+trusted to have the right shape. Nothing here is retried at the same endpoint: callers know what may be repeated.
 
 Two kinds of error: :class:`~shem.node.payment.drivers.base.ChainUnreachable` (nobody answered usefully; whether the
 request took effect is unknown) and :class:`RpcRefused` (an endpoint understood and said no).
@@ -25,7 +25,7 @@ from shem.node.payment.drivers.base import ChainUnreachable
 
 T = TypeVar("T")
 
-RECHECK_S = 300.0
+RECHECK_S = 60.0
 REST_S = (0.5, 30.0)
 """How long a failed endpoint is passed over: the first time, and at most."""
 TIMEOUT_S = 5.0
@@ -37,10 +37,12 @@ Transport = Callable[[str, bytes], Awaitable[bytes]]
 """(url, body) → body. Raises ``aiohttp.ClientError``, ``OSError`` or ``TimeoutError``."""
 Call = tuple[str, Sequence[object]]
 """A method and its parameters."""
+Pin = Callable[[str], str]
+"""(hash of an endpoint's first block) → hash of the chain's; it remembers the first that it is asked about."""
 
 
 class WrongChain(ChainUnreachable):
-    """The endpoint serves another chain than the configured one."""
+    """The endpoint serves another chain than the configured one, or than the one it was."""
 
     default_code = "wrong_chain"
 
@@ -118,6 +120,8 @@ class Endpoint:
         self.resting_until = float("-inf")
         self.failures = 0
         self.reason = ""
+        self.wrong = False
+        """It serves another chain."""
 
 
 class RpcPool:
@@ -131,13 +135,18 @@ class RpcPool:
         max_head_age_s: float | None = None,
         transport: Transport | None = None,
         timeout_s: float = TIMEOUT_S,
+        recheck_s: float = RECHECK_S,
+        pin: Pin | None = None,
     ) -> None:
-        """``transport`` is for tests that break things; the default posts over HTTP."""
+        """``pin`` knows the chain from another with its id (a devnet that was started afresh). ``transport`` is for tests
+        that break things; the default posts over HTTP."""
         self._endpoints = [Endpoint(url) for url in urls]
         self._chain_id = chain_id
         self._max_head_age_s = max_head_age_s
         self._transport = transport or self._post
         self._timeout_s = timeout_s
+        self._recheck_s = recheck_s
+        self._pin = pin
         self._session: aiohttp.ClientSession | None = None
         self._ids = itertools.count(1)
 
@@ -176,30 +185,40 @@ class RpcPool:
             endpoint.resting_until = float("-inf")
             return answer
         reasons = "; ".join(f"{e.url}: {e.reason}" for e in self._endpoints) or "no endpoint is configured"
-        wrong = bool(order) and all(e.reason.startswith("serves chain") for e in order)
-        raise (WrongChain if wrong else ChainUnreachable)(
-            reasons, hint="payments wait and go on by themselves when an endpoint answers again"
-        )
+        if order and all(e.wrong for e in order):
+            raise WrongChain(
+                reasons, hint="payments made on one chain do not exist on another: start with a new data directory"
+            )
+        raise ChainUnreachable(reasons, hint="payments wait and go on by themselves when an endpoint answers again")
 
     def _rest(self, endpoint: Endpoint, error: ChainUnreachable) -> None:
         endpoint.failures += 1
         endpoint.reason = error.message
+        endpoint.wrong = isinstance(error, WrongChain)
         endpoint.checked_at = float("-inf")
         pause = min(REST_S[1], REST_S[0] * 2 ** min(endpoint.failures - 1, 10))
         endpoint.resting_until = time.monotonic() + pause
 
     async def _check(self, endpoint: Endpoint) -> None:
         """Right chain, young head."""
-        if time.monotonic() - endpoint.checked_at < RECHECK_S:
+        if time.monotonic() - endpoint.checked_at < self._recheck_s:
             return
-        calls: list[Call] = [("eth_chainId", []), ("eth_getBlockByNumber", ["latest", False])]
-        chain_id, head = await self._ask(endpoint, calls)
-        for part in (chain_id, head):
+        calls: list[Call] = [
+            ("eth_chainId", []),
+            ("eth_getBlockByNumber", ["latest", False]),
+            ("eth_getBlockByNumber", ["0x0", False]),
+        ]
+        chain_id, head, first = await self._ask(endpoint, calls)
+        for part in (chain_id, head, first):
             if isinstance(part, RpcRefused):
                 raise ChainUnreachable(f"refuses simple questions: {part.message}")
         served = number(read(chain_id, str))
         if served != self._chain_id:
-            raise ChainUnreachable(f"serves chain {served}, not {self._chain_id}")
+            raise WrongChain(f"serves chain {served}, not {self._chain_id}")
+        begin = read(first, Block).hash
+        known = begin if self._pin is None else self._pin(begin)
+        if begin != known:
+            raise WrongChain(f"chain {served} there is not the chain it was: its first block is {begin}, not {known}")
         age = time.time() - number(read(head, Block).timestamp)
         if self._max_head_age_s is not None and age > self._max_head_age_s:
             raise ChainUnreachable(f"its last block is {age:.0f} s old")

@@ -12,6 +12,8 @@ from typing import Literal
 
 import msgspec
 
+from shem.node.db import Database
+
 State = Literal["new", "sent", "mined", "final", "failed"]
 
 MIGRATIONS = (
@@ -114,20 +116,23 @@ class Attempt(msgspec.Struct, frozen=True):
     signed_at: float
 
 
+def pin_chain(db: Database, chain_id: int, first_block: str) -> str:
+    """Hash of the chain's first block as it was when we first used it; now, if that was never."""
+    query = "select genesis from evm_chain where chain_id = ?"
+    row = db.connection.execute(query, (chain_id,)).fetchone()
+    if row is None:
+        with db.transaction(durable=True) as connection:
+            connection.execute("insert into evm_chain values (?, ?)", (chain_id, first_block))
+        return first_block
+    return str(row["genesis"])
+
+
 class IntentStore:
     """The rows of one account on one chain."""
 
     def __init__(self, connection: sqlite3.Connection, chain_id: int, sender: str) -> None:
         self._connection = connection
         self._account = (chain_id, sender)
-
-    def genesis(self) -> str | None:
-        """Hash of the chain's first block as it was when we first used it."""
-        row = self._connection.execute("select genesis from evm_chain where chain_id = ?", self._account[:1]).fetchone()
-        return None if row is None else str(row["genesis"])
-
-    def remember_genesis(self, block_hash: str) -> None:
-        self._connection.execute("insert into evm_chain values (?, ?)", (self._account[0], block_hash))
 
     def add(
         self, connection: sqlite3.Connection, key: str, dst: str, data: bytes, value: int, urgent: bool = False
