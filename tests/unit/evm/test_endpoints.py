@@ -1,0 +1,246 @@
+"""Endpoints that disagree, lag, or serve another chain, and others who use the same key: no payment is made twice or lost."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from shem.cogs.clock import ManualClock
+from shem.node.payment.drivers.base import ChainUnreachable, NotFinalYet, Settlement
+from shem.node.payment.drivers.evm.manager import STRANGE_LOOKS
+from shem.testing.devchain.chain import Chain
+from shem.testing.devchain.node import DevChain
+from shem.testing.devchain.rpc import Rpc
+
+PAYEE = "0x" + "22" * 20
+PLATFORM = "erc20-devnet-tglm"
+
+Line = Callable[[str, bytes], Awaitable[bytes]]
+
+
+class Bench:
+    """A payer whose manager is stepped by hand, over lines that the test lays: url → what answers a request there."""
+
+    def __init__(self, payer: Any, chain: DevChain) -> None:
+        self.payer = payer
+        self.chain = chain
+        self.clock = ManualClock()
+        self.lines: dict[str, Callable[[Any], Any]] = dict.fromkeys(payer.network.rpc_urls, chain.rpc.answer)
+        (self.manager,) = payer.open(clock=self.clock, transport=self.carry).managers.values()
+
+    async def carry(self, url: str, body: bytes) -> bytes:
+        return msgspec.json.encode(self.lines[url](msgspec.json.decode(body)))
+
+    async def steps(self, count: int = 1, *, mine: bool = False) -> None:
+        for _ in range(count):
+            await self.manager.step()
+            if mine:
+                self.chain.chain.mine()
+
+    @property
+    def states(self) -> list[str]:
+        return [row["state"] for row in self.payer.db.connection.execute("select state from evm_intent order by id")]
+
+    @property
+    def problems(self) -> dict[str, str]:
+        return {problem.code: problem.message for problem in self.manager.problems()}
+
+
+def down(request: Any) -> Any:
+    raise ConnectionRefusedError("down")
+
+
+@pytest.fixture
+async def bench(chain: DevChain, new_payer: Callable[..., Any]) -> AsyncIterator[Bench]:
+    """Nothing is mined unless the test says so. Two endpoints, the same chain."""
+    chain.rpc.call("shem_setAutomine", [False])
+    payer = new_payer(rpc_urls=("a", "b"), rebroadcast_s=0.0)
+    made = Bench(payer, chain)
+    yield made
+    await payer.close()
+
+
+def recall(answers: list[Any], honest: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """An endpoint that has not heard of the reorg: of receipts it knows the old ones only."""
+
+    def answer(request: Any) -> Any:
+        if isinstance(request, dict):
+            return answer([request])[0]
+        told = honest(request)
+        for asked, reply in zip(request, told, strict=True):
+            if asked["method"] == "eth_getTransactionReceipt":
+                reply["result"] = answers[0]
+        return told
+
+    return answer
+
+
+async def test_a_receipt_in_a_block_that_is_not_the_chains_is_not_believed(
+    bench: Bench, token_balance: Callable[[str], int]
+) -> None:
+    chain = bench.chain.chain
+    bench.payer.order("a", PAYEE, 7)
+    await bench.steps()
+    chain.mine()
+    await bench.steps()
+    assert bench.states == ["mined"]
+    (tx_hash,) = [row[0] for row in bench.payer.db.connection.execute("select tx_hash from evm_attempt")]
+    old = bench.chain.rpc.call("eth_getTransactionReceipt", [tx_hash])
+    chain.reorg(1, requeue=False)
+    for _ in range(4):
+        chain.mine()
+    assert int(str(old["blockNumber"]), 16) <= chain.finalized  # type: ignore[index, call-overload]
+    bench.lines["a"] = recall([old], bench.chain.rpc.answer)
+    await bench.steps(3)
+    assert "endpoints disagree about block" in bench.problems["RpcError"]
+    assert (bench.states, bench.payer.told) == (["mined"], [])
+    with pytest.raises(NotFinalYet, match="endpoints disagree"):
+        await bench.payer.driver.verify(PLATFORM, tx_hash, bench.payer.identity.address, PAYEE, 7)
+    bench.lines["a"] = bench.chain.rpc.answer
+    await bench.steps(5, mine=True)
+    assert (bench.states, len(bench.payer.told), token_balance(PAYEE)) == (["final"], 1, 7)
+
+
+async def test_a_second_endpoint_that_is_behind(
+    bench: Bench, tmp_path: Path, token_balance: Callable[[str], int]
+) -> None:
+    """A copy of the chain from before the payment takes over while the first endpoint is away."""
+    chain = bench.chain.chain
+    shutil.copytree(tmp_path / "chain", tmp_path / "behind")
+    behind = Chain(tmp_path / "behind")
+    bench.payer.order("a", PAYEE, 7)
+    await bench.steps()
+    chain.mine()
+    await bench.steps()
+    assert bench.states == ["mined"]
+    bench.lines |= {"a": down, "b": Rpc(behind, changed=lambda: None, automine=lambda on: None).answer}
+    bench.payer.order("b", PAYEE, 8)
+    await bench.steps(3)
+    assert "final" not in bench.states
+    assert bench.payer.told == []
+    bench.lines["a"] = bench.chain.rpc.answer
+    bench.lines["b"] = down
+    for _ in range(5):
+        await bench.clock.advance(1)
+        await bench.steps(2, mine=True)
+    assert bench.states == ["final", "final"]
+    assert sorted(told.order_id for told in bench.payer.told) == ["a", "b"]
+    assert token_balance(PAYEE) == 15
+    behind.close()
+
+
+async def test_an_endpoint_without_final_blocks_is_named(bench: Bench) -> None:
+    def refuses(request: Any) -> Any:
+        told = bench.chain.rpc.answer(request)
+        for asked, reply in zip(request if isinstance(request, list) else [], told, strict=False):
+            if asked["params"][:1] == ["finalized"] or asked["method"] == "eth_maxPriorityFeePerGas":
+                reply.pop("result", None)
+                reply["error"] = {"code": -32000, "message": "no such block tag"}
+        return told
+
+    bench.lines |= {"a": refuses, "b": refuses}
+    bench.payer.order("a", PAYEE, 7)
+    with pytest.raises(ChainUnreachable) as caught:
+        await bench.steps()
+    assert "networks.devnet.depth" in (caught.value.hint or "")
+    assert "no such block tag" in bench.problems["RpcError"]
+
+
+async def test_an_endpoint_that_names_no_tip_is_offered_the_usual(bench: Bench) -> None:
+    def refuses(request: Any) -> Any:
+        told = bench.chain.rpc.answer(request)
+        for asked, reply in zip(request if isinstance(request, list) else [], told, strict=False):
+            if asked["method"] == "eth_maxPriorityFeePerGas":
+                reply.pop("result", None)
+                reply["error"] = {"code": -32601, "message": "the method does not exist"}
+        return told
+
+    bench.lines["a"] = refuses
+    bench.payer.order("a", PAYEE, 7)
+    await bench.steps(4, mine=True)
+    assert bench.states == ["final"]
+    (tip,) = bench.payer.db.connection.execute("select max_tip from evm_attempt").fetchone()
+    assert tip == bench.payer.network.usual_tip_wei
+
+
+async def test_another_chain_with_the_same_id_takes_over_nothing(bench: Bench, tmp_path: Path) -> None:
+    """The first endpoint dies; the second has been of a chain that was started afresh all along."""
+    bench.payer.order("a", PAYEE, 7)
+    await bench.steps(4, mine=True)
+    assert bench.states == ["final"]
+    (tmp_path / "fresh").mkdir()
+    fresh = Chain(tmp_path / "fresh")
+    bench.lines |= {"a": down, "b": Rpc(fresh, changed=lambda: None, automine=lambda on: None).answer}
+    bench.payer.order("b", PAYEE, 8)
+    for _ in range(3):
+        with pytest.raises(ChainUnreachable):
+            await bench.steps()
+    assert "not the chain it was" in bench.problems["RpcError"]
+    assert len(fresh.pool) == 0
+    with pytest.raises(ChainUnreachable):
+        await bench.payer.driver.verify(PLATFORM, "0x" + "ab" * 32, bench.payer.identity.address, PAYEE, 7)
+    bench.lines["a"] = bench.chain.rpc.answer
+    await bench.steps(4, mine=True)
+    assert bench.states == ["final", "final"]
+    fresh.close()
+
+
+async def test_two_daemons_with_one_key(
+    bench: Bench, payer_type: type[Any], tmp_path: Path, token_balance: Callable[[str], int]
+) -> None:
+    """Both take the same nonce; one of them wins, the other holds its payment back and says so. Nobody pays twice."""
+    other = Bench(payer_type(tmp_path / "other.sqlite", bench.payer.identity, bench.payer.network), bench.chain)
+    sides = {"ours": bench, "theirs": other}
+    payees = {name: f"0x{0xEE0000 + place:040x}" for place, name in enumerate(sides)}
+    for _ in range(2):
+        for name, side in sides.items():
+            side.payer.order(f"{name}{len(side.states)}", payees[name], 100)
+    for _ in range(STRANGE_LOOKS + 4):
+        for side in sides.values():
+            await side.steps()
+        bench.chain.chain.mine()
+    for name, side in sides.items():
+        settled = [told for told in side.payer.told if isinstance(told, Settlement)]
+        assert token_balance(payees[name]) == 100 * len(settled), "what was told is what was paid"
+        held_back = [state for state in side.states if state != "final"]
+        assert len(settled) + len(held_back) == 2
+        assert ("TxStuck" in side.problems) == bool(held_back)
+    assert sum(len(side.payer.told) for side in sides.values()) >= 2
+    for name, side in sides.items():  # once they take turns, both go on
+        side.payer.order(f"{name}, later", payees[name], 1)
+        await side.steps(4, mine=True)
+        assert side.states[-1] == "final"
+    await other.payer.close()
+
+
+@pytest.mark.parametrize("requeue", [True, False])
+async def test_a_reorg_of_what_was_final_pays_nobody_twice(
+    chain: DevChain, new_payer: Callable[..., Any], requeue: bool, token_balance: Callable[[str], int]
+) -> None:
+    """Only where an operator calls too young a block final. What was told stays told, and the same nonce stays used."""
+    chain.rpc.call("shem_setAutomine", [False])
+    payer = new_payer(depth=0, rpc_urls=("a",))
+    bench = Bench(payer, chain)
+    payer.order("a", PAYEE, 7)
+    await bench.steps(2, mine=True)
+    assert (bench.states, len(payer.told)) == (["final"], 1)
+    chain.chain.reorg(2, requeue=requeue)
+    payer.order("b", PAYEE, 8)
+    await bench.steps(6, mine=True)
+    assert [told.order_id for told in payer.told if told.order_id == "a"] == ["a"]
+    assert token_balance(PAYEE) in ((15,) if requeue else (0, 8))
+    await payer.close()
+
+
+async def test_the_chain_takes_back_nothing_that_it_called_final(bench: Bench) -> None:
+    bench.payer.order("a", PAYEE, 7)
+    await bench.steps(4, mine=True)
+    assert bench.states == ["final"]
+    chain = bench.chain.chain
+    with pytest.raises(Exception, match="final"):
+        chain.reorg(chain.head - chain.finalized + 1, requeue=False)
