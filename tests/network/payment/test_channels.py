@@ -127,6 +127,17 @@ async def test_the_channel_grows_before_it_is_used_up_and_serves_the_next_agreem
     assert await alice.payments.books.drivers[PLATFORM].chain(PLATFORM).free(alice.id) == 45 * TGLM // 100
 
 
+async def test_a_payee_sees_the_end_of_a_channel_that_paid_nothing(world, alice, bob, wait):
+    deal, allocation = await start_work(world, alice, bob, wait)
+    world.deals.tell(deal, "Terminated")
+    invoice = await bob.bill(deal, "0")
+    alice.accept("invoice", invoice, "0", allocation)
+    alice.payments.allocations.release(alice.id, allocation)
+    await wait(lambda: channel(alice).state == "closed", "the end", 20)
+    assert channel(alice).signed == 0
+    await wait(lambda: channel(bob).state == "closed", "bob's look", 20)
+
+
 async def test_no_payee_takes_a_whole_small_budget(world, alice, bob, wait):
     await start_work(world, alice, bob, wait, budget="0.2")
     assert channel(bob).reserved == TGLM // 10

@@ -54,6 +54,8 @@ AGREED_S = 7 * 86400
 INVOICE_GRACE_S = 60
 """An agreement that ended so shortly ago may still be invoiced."""
 LOOK_AGAIN_S = (0.2, 5.0)
+LOOK_AT_END_S = (0.5, 60.0)
+"""How soon, and at last how often, the chain is looked at for the end of a channel that we agreed to close."""
 LOOKS = 40
 """How often a channel that was announced is looked for."""
 RETRY_S = 10
@@ -80,6 +82,7 @@ class Payee:
         self._store = shared.store
         self._looking: set[str] = set()
         self._not_before: dict[str, float] = {}
+        self._end_delay_s: dict[str, float] = {}
 
     def start(self) -> None:
         """Look for what was announced before."""
@@ -217,6 +220,7 @@ class Payee:
             open_bills = self._shared.unaccepted(way) or self._uninvoiced(way)
             channel = agree_to_close(channel, amount, live=live, unaccepted=open_bills)
             self._store.save(channel)
+            self._shared.wake_later()
         return self._books.signer.sign_digest(close_digest(vault_of(channel), id_bytes(channel), amount))
 
     def _uninvoiced(self, way: Way) -> bool:
@@ -242,6 +246,25 @@ class Payee:
             if moment is not None and moment <= now and not busy and not under_way:
                 self._looking.add(channel.name)
                 self._shared.tasks.start(self._redeem(channel), f"redeem channel {channel.channel_id}")
+            elif channel.state == "closing" and channel.signed <= channel.claimed and not busy:
+                self._looking.add(channel.name)
+                self._shared.tasks.start(self._look_at_end(channel), f"see channel {channel.channel_id} closed")
+
+    async def _look_at_end(self, channel: Channel) -> None:
+        """Whether the payer has closed what we agreed to close: where it pays nothing more, it has nothing to tell us of."""
+        first_s, most_s = LOOK_AT_END_S
+        delay_s = min(2 * self._end_delay_s.get(channel.name, first_s / 2), most_s)
+        self._not_before[channel.name] = self._shared.now() + delay_s
+        self._end_delay_s[channel.name] = delay_s
+        try:
+            channel, _ = await self._shared.look(channel)
+            if channel.state == "closed":
+                del self._end_delay_s[channel.name], self._not_before[channel.name]
+        except LOOK_ERRORS as error:
+            log.info("channel %s cannot be looked at now: %s", channel.channel_id, error)
+        finally:
+            self._looking.discard(channel.name)
+            self._shared.wake()
 
     def acts(self, channel: Channel) -> bool:
         """Whether it is being looked at, or collected from."""
