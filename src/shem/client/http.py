@@ -33,6 +33,7 @@ _KINDS: dict[int, type[errors.ShemError]] = {
     501: errors.NotImplementedHere,
     504: errors.PeerFailed,
 }
+_COVER_CODES = frozenset({"cover_short", "no_channel"})
 _RETRIES = 3
 _RECONNECT_S = 0.1
 """Between two tries at a node that refuses connections: they cost nothing on the same machine."""
@@ -247,7 +248,8 @@ def error_of(status: int, body: bytes) -> BaseException:
         return TimeoutError(message)
     if status == 401:
         code, hint = code or "not_authenticated", hint or "check the app key (YAGNA_APPKEY); each node has its own"
-    kind = errors.MoneyShort if code.startswith("money_") else _KINDS.get(status, errors.ShemError)
+    short = code.startswith("money_") or code in _COVER_CODES
+    kind = errors.MoneyShort if short else _KINDS.get(status, errors.ShemError)
     error = kind(message, code=code or f"http_{status}", hint=hint)
     error.details = details
     return error

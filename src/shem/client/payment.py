@@ -94,9 +94,12 @@ class PaymentApi:
         """One."""
         return await self._http.call("GET", f"{_ROOT}/debitNotes/{debit_note_id}", into=wire.DebitNote)
 
-    async def accept_debit_note(self, debit_note_id: str, acceptance: wire.Acceptance) -> None:
-        """As requestor, at exactly the amount asked. Again is harmless."""
-        await self._http.call("POST", f"{_ROOT}/debitNotes/{debit_note_id}/accept", json=acceptance)
+    async def accept_debit_note(
+        self, debit_note_id: str, acceptance: wire.Acceptance, *, timeout_s: float = 0.0
+    ) -> None:
+        """As requestor, at exactly the amount asked. Again is harmless. ``MoneyShort`` (``cover_short``, ``no_channel``)
+        when too little was reserved for its provider ``timeout_s`` later still: try again."""
+        await self._accept(f"/debitNotes/{debit_note_id}/accept", acceptance, timeout_s)
 
     async def debit_note_events(
         self,
@@ -136,9 +139,10 @@ class PaymentApi:
         """One."""
         return await self._http.call("GET", f"{_ROOT}/invoices/{invoice_id}", into=wire.Invoice)
 
-    async def accept_invoice(self, invoice_id: str, acceptance: wire.Acceptance) -> None:
-        """As requestor, at exactly the amount asked. Again is harmless."""
-        await self._http.call("POST", f"{_ROOT}/invoices/{invoice_id}/accept", json=acceptance)
+    async def accept_invoice(self, invoice_id: str, acceptance: wire.Acceptance, *, timeout_s: float = 0.0) -> None:
+        """As requestor, at exactly the amount asked. Again is harmless. ``MoneyShort`` (``cover_short``, ``no_channel``)
+        when too little was reserved for its provider ``timeout_s`` later still: try again."""
+        await self._accept(f"/invoices/{invoice_id}/accept", acceptance, timeout_s)
 
     async def reject_invoice(self, invoice_id: str, rejection: wire.Rejection) -> None:
         """As requestor; the provider hears why."""
@@ -238,6 +242,10 @@ class PaymentApi:
     async def audit(self, kind: Literal["debitNotes", "invoices"], document_id: str) -> wire.Audit:
         """What the node knows about a received document, before it is accepted."""
         return await self._http.call("GET", f"{_OURS}/payment/{kind}/{document_id}/audit", into=wire.Audit)
+
+    async def _accept(self, path: str, acceptance: wire.Acceptance, timeout_s: float) -> None:
+        params, most_s = {"timeout": timeout_s}, timeout_s + _SPARE_S
+        await self._http.call("POST", _ROOT + path, json=acceptance, params=params, timeout_s=most_s)
 
     async def _send(self, path: str, timeout_s: float) -> None:
         await self._http.call("POST", _ROOT + path, params={"timeout": timeout_s}, timeout_s=timeout_s + _SPARE_S)

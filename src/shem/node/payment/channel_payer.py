@@ -18,7 +18,16 @@ from shem.errors import PeerFailed, Refused
 from shem.node.identity.signing import BadSignature
 from shem.node.payment import ledger
 from shem.node.payment.channel import Channel, Cover, NoChannel, Seen, StillOpen, may_close, observe, plan, sign_up
-from shem.node.payment.channel_books import LOOK_ERRORS, ChannelBooks, id_bytes, key_of, pair_of, vault_of, way_of
+from shem.node.payment.channel_books import (
+    LOOK_ERRORS,
+    ChannelBooks,
+    id_bytes,
+    key_of,
+    pair_of,
+    vault_of,
+    waiting_for,
+    way_of,
+)
 from shem.node.payment.channel_store import Pair, Request, RequestKind, Target, Way
 from shem.node.payment.drivers.base import PaymentOrder, Settlement
 from shem.node.payment.drivers.channel import ChannelDriver
@@ -168,6 +177,7 @@ class Payer:
         reserved, until = max(word.reserved, known.reserved), max(word.valid_until, known.valid_until)
         channel = observe(known, Seen(reserved, known.claimed, until))
         self._store.save(channel)
+        self._books.wake(request.owner, waiting_for(request.peer_id))
         self._finish(request, "done", word.tx_hash)
         message = ChannelMessage(
             issuer=request.owner,
@@ -386,6 +396,7 @@ class Payer:
             channel, seen = await self._shared.look(channel)
             self._unseen.discard(channel.name)
             with self._books.write():
+                self._books.wake(channel.owner, waiting_for(channel.peer_id))  # acceptances may wait for this look
                 if channel.claimed > before:
                     self._recover(channel, before)
                 word = Ended(

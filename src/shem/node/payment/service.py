@@ -16,10 +16,13 @@ import msgspec
 
 from shem.cogs.clock import Clock
 from shem.cogs.tasks import TaskScope
+from shem.errors import MoneyShort
 from shem.node.db import Database
 from shem.node.payment import protocol
 from shem.node.payment.allocations import Allocations
 from shem.node.payment.books import Activities, Agreements, Books
+from shem.node.payment.channel import CoverShort, NoChannel
+from shem.node.payment.channel_books import waiting_for
 from shem.node.payment.channels import Channels
 from shem.node.payment.drivers.base import DriverProblem, PaymentDriver
 from shem.node.payment.outbox import Outbox
@@ -145,9 +148,34 @@ class Payments:
         self._due.set()
         self.channels.changed()
 
-    async def accept(self, owner: str, kind: Kind, document_id: str, body: Acceptance) -> None:
-        """See :meth:`RequestorDesk.accept`; callers that come together share a transaction."""
-        await self.books.db.grouped(lambda: self.requestor.accept(owner, kind, document_id, body))
+    async def accept(
+        self, owner: str, kind: Kind, document_id: str, body: Acceptance, *, cover_wait_s: float = 0.0
+    ) -> None:
+        """See :meth:`RequestorDesk.accept`; callers that come together share a transaction. Where more must be reserved
+        first, it is tried again whenever something was, for so long."""
+        try:
+            await self.books.db.grouped(lambda: self.requestor.accept(owner, kind, document_id, body))
+        except (CoverShort, NoChannel) as error:
+            if cover_wait_s <= 0:
+                raise
+            short: MoneyShort = error
+        else:
+            return
+        document = self.books.document(kind, document_id, owner, "Requestor")
+        account = self.books.store.account(document.agreement_id, owner)
+        assert account is not None  # else accepting was refused for another reason
+
+        def again() -> bool | None:
+            nonlocal short
+            try:
+                self.requestor.accept(owner, kind, document_id, body)
+            except (CoverShort, NoChannel) as error:
+                short = error
+                return None
+            return True
+
+        if not await self.books.pulses.wait_for((owner, waiting_for(account.peer_id)), again, cover_wait_s):
+            raise short
 
     async def admit(self, owner: str, agreement_id: str) -> None:
         """Before work for an agreement starts on the provider's side: wait until money is reserved for it, where it is

@@ -188,9 +188,10 @@ class _Door:
     def accept(self, kind: Kind) -> Handler:
         async def handle(request: web.Request) -> web.Response:
             body = await read_json(request, wire.Acceptance)
-            query_seconds(request)  # nobody waits: the provider is told when it can be
+            wait_s = query_seconds(request)  # for money to be reserved; the provider is told when it can be
             self._payments.allocations.release_expired()
-            await self._payments.accept(caller(request), kind, names(request)["id"], body)
+            document_id = names(request)["id"]
+            await self._payments.accept(caller(request), kind, document_id, body, cover_wait_s=wait_s)
             return respond(None)
 
         return handle
