@@ -30,9 +30,10 @@ test: setup system  ## the tests (under 5 minutes)
 test-all: setup system ## the slow suites too
 	$(PY) -m pytest -n 2 --dist loadgroup -m "slow or not slow" --timeout 900
 
-interop: setup system ## Golem's own clients and daemon, installed from their registries, against a network of ours
+interop: setup system ## Golem's own clients and daemon, from their registries, against a network of ours; payments on anvil
 	@tools/interop.sh
 	$(PY) -m pytest tests/interop tests/api -m interop --timeout 600
+	$(PY) -m pytest tests/seams/test_chain_nodes.py tests/unit/evm tests/unit/vault -m interop --timeout 600
 
 check: setup     ## style, types, floors, generated code
 	.venv/bin/ruff check src tests tools examples

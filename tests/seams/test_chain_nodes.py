@@ -1,14 +1,11 @@
 """The devnet's chain answers as a real node does: the same payments, the same refusals, the same gas on both.
 
-The real node is anvil (``npm install --ignore-scripts @foundry-rs/anvil-linux-amd64``), found through ``SHEM_ANVIL`` or
-on the path; without it those tests say that they were skipped, and why.
+The real node is anvil, which ``tools/interop.sh`` installs; its tests are run by ``make interop``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -30,6 +27,7 @@ from shem.node.payment.drivers.evm.transaction import Transaction, encode_rlp
 from shem.node.payment.drivers.networks import networks_from
 from shem.testing.devchain import places
 from shem.testing.devchain.launch import start_devchain
+from tests.anvil import anvil_path
 
 GWEI = 10**9
 TOKEN = 10**18
@@ -78,9 +76,7 @@ def created_by(account: str) -> str:
 
 
 async def anvil(stack: AsyncExitStack) -> Node:
-    path = os.environ.get("SHEM_ANVIL") or shutil.which("anvil")
-    if not path:
-        pytest.skip("anvil is not installed (set SHEM_ANVIL to its path): the devnet's chain is compared with nothing")
+    path = anvil_path()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -120,7 +116,7 @@ async def devchain(stack: AsyncExitStack) -> Node:
 NODES = {"devchain": devchain, "anvil": anvil}
 
 
-@pytest.fixture(params=list(NODES))
+@pytest.fixture(params=["devchain", pytest.param("anvil", marks=pytest.mark.interop)])
 async def node(request: pytest.FixtureRequest) -> AsyncIterator[Node]:
     async with AsyncExitStack() as stack:
         made = await NODES[request.param](stack)
@@ -205,6 +201,7 @@ async def shapes(node: Node) -> dict[str, set[str]]:
     return {name: set(answer) for name, answer in answers.items()}
 
 
+@pytest.mark.interop
 async def test_gas_and_shapes_are_equal() -> None:
     async with AsyncExitStack() as stack:
         real, ours = await anvil(stack), await devchain(stack)

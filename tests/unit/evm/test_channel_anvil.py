@@ -96,6 +96,7 @@ def node() -> Iterator[Call]:
         yield ask
 
 
+@pytest.mark.interop
 @pytest.mark.parametrize("seed", range(8))
 async def test_exactly_once_on_a_real_node(seed: int, tmp_path: Path, node: Call) -> None:
     world_type = type("World", (OnAnvil,), {"ask": staticmethod(node)})

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -25,6 +23,7 @@ from shem.node.payment.drivers.evm.transaction import Transaction, encode_rlp
 from shem.testing.devchain import places
 from shem.testing.devchain.chain import Chain
 from shem.testing.devchain.rpc import Rpc
+from tests.anvil import anvil_path
 
 GWEI = 10**9
 TOKENS = 10**9
@@ -134,9 +133,7 @@ def devchain() -> Iterator[World]:
 @contextmanager
 def anvil_process() -> Iterator[Call]:
     """A real node that mines when told; called with JSON-RPC (one request, or several) it gives the answer."""
-    path = os.environ.get("SHEM_ANVIL") or shutil.which("anvil")
-    if not path:
-        pytest.skip("anvil is not installed (set SHEM_ANVIL to its path): the vault runs on the devnet's chain alone")
+    path = anvil_path()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -187,7 +184,7 @@ def anvil() -> Iterator[World]:
 WORLDS = {"devchain": devchain, "anvil": anvil}
 
 
-@pytest.fixture(params=list(WORLDS))
+@pytest.fixture(params=["devchain", pytest.param("anvil", marks=pytest.mark.interop)])
 def world(request: pytest.FixtureRequest) -> Iterator[World]:
     """The same on the devnet's chain and on a real node."""
     with WORLDS[request.param]() as made:

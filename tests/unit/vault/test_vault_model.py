@@ -322,7 +322,7 @@ def test_the_vault_keeps_its_promises(worlds: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chain", ["devchain", "anvil"])
+@pytest.mark.parametrize("chain", ["devchain", pytest.param("anvil", marks=pytest.mark.interop)])
 def test_the_vault_keeps_its_promises_for_long(worlds: Any, chain: str) -> None:
     with worlds[chain]():
         pass  # says so, where it is not installed
