@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from shem.cli.passphrases import PassphraseFd, PassphraseFile, given_passphrase
 from shem.cogs.places import default_data_dir
-from shem.node.config import load_config
+from shem.node.config import SECRETS, load_config
 
 app = typer.Typer(help="The node: your place in the network.", no_args_is_help=True)
 
@@ -31,10 +33,17 @@ def run(
         list[str] | None, typer.Option(help="Address of a peer to find others through; repeatable.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="What others see.")] = None,
+    passphrase_file: PassphraseFile = None,
+    passphrase_fd: PassphraseFd = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line when ready.")] = False,
 ) -> None:
-    """Run the node in the foreground, until Ctrl-C or SIGTERM."""
+    """Run the node in the foreground, until Ctrl-C or SIGTERM.
+
+    A key that has a passphrase of yours is locked until that is told, here or by shem identity unlock.
+    """
     from shem.node.app import main, run_node
+
+    passphrase = given_passphrase(passphrase_file, passphrase_fd)
 
     config = load_config(
         data_dir or default_data_dir(),
@@ -47,13 +56,16 @@ def run(
         },
     )
 
+    for told in SECRETS:  # what this process starts need not know them
+        os.environ.pop(told, None)
+
     def ready(facts: dict[str, str]) -> None:
         if as_json:
             print(json.dumps(facts), flush=True)
         else:
             typer.echo(f"node {facts['node_id']} is ready: REST at {facts['api_url']}, peers at {facts['address']}")
 
-    main(run_node(config, ready))
+    main(run_node(config, ready, passphrase))
 
 
 @app.command()

@@ -27,7 +27,7 @@ _ANOTHER = "run another node, with a data directory of its own"
 
 
 class OneIdentity(NotImplementedHere):
-    """What would take several identities in one node, or an identity that can be locked."""
+    """What would take several identities in one node."""
 
     default_code = "one_identity"
 
@@ -37,26 +37,37 @@ def own_id(place: Place) -> str:
     try:
         me = ask(place, lambda http: http.call("GET", "/me", timeout_s=10))
     except ShemError as unreachable:
-        from shem.node.identity.keys import Identity
+        from shem.node.identity.keystore import address_in
 
         try:
-            return Identity.open(place.data_dir).node_id
-        except ShemError:
+            return address_in(place.data_dir)
+        except (ShemError, OSError):
             raise unreachable from None
     return str(me["identity"])
 
 
-def _description(node_id: str) -> dict[str, Any]:
+def _description(node_id: str, *, locked: bool) -> dict[str, Any]:
     return {
-        "Ok": {"alias": None, "deleted": False, "isDefault": True, "isLocked": False, "nodeId": node_id},
+        "Ok": {"alias": None, "deleted": False, "isDefault": True, "isLocked": locked, "nodeId": node_id},
     }
+
+
+def _locked(place: Place) -> bool:
+    """Whether the node that runs signs nothing now; false where none answers its owner."""
+    from shem.client.identity import IdentityApi
+
+    try:
+        return ask(place, lambda http: IdentityApi(http).keys(), as_owner=True).locked
+    except ShemError:
+        return False
 
 
 @identity.command("list")
 def list_ids(ctx: typer.Context) -> None:
     """All identities: one."""
     say = speech(ctx)
-    row = {"default": True, "locked": False, "delete in progress": False, "alias": None, "address": own_id(say.place)}
+    node_id, locked = own_id(say.place), _locked(say.place)
+    row = {"default": True, "locked": locked, "delete in progress": False, "alias": None, "address": node_id}
     say.table(ID_COLUMNS, [row])
 
 
@@ -65,7 +76,7 @@ def show_id(ctx: typer.Context, which: Which = None) -> None:
     """One identity; null when there is none of that name."""
     say = speech(ctx)
     node_id = own_id(say.place)
-    say.value(_description(node_id) if _is_own(which, node_id) else {"Ok": None})
+    say.value(_description(node_id, locked=_locked(say.place)) if _is_own(which, node_id) else {"Ok": None})
 
 
 def _is_own(which: str | None, node_id: str) -> bool:
@@ -110,13 +121,16 @@ def export(
     from shem.node.identity import keystore
 
     say = speech(ctx)
-    _opened(say, which)
     directory = say.place.data_dir
-    if plain:
-        text = keystore.read_secret(directory).hex()
+    own = (directory / keystore.KEYSTORE).exists() and keystore.has_own_passphrase(directory)
+    if plain or not own:
+        _opened(say, which)
     else:
-        text = (directory / keystore.KEYSTORE).read_text()
-        print(f"Its passphrase is in {directory / keystore.PASSPHRASE}", file=sys.stderr)
+        _own_or_none(say, which)
+    text = keystore.read_secret(directory).hex() if plain else (directory / keystore.KEYSTORE).read_text()
+    if not plain:
+        whose = "the one that you gave it" if own else f"in {directory / keystore.PASSPHRASE}"
+        print(f"Its passphrase is {whose}", file=sys.stderr)
     if file_path is None:
         say.text(text)
         return
@@ -147,12 +161,10 @@ def update(
 ) -> None:
     """Nothing to change: the one identity is the default, and has no alias."""
     say = speech(ctx)
-    node_id = own_id(say.place)
-    if not _is_own(which, node_id):
-        raise NotFound(f"this node has no identity {which!r}", hint=f"its only one is {node_id}")
+    node_id = _own_or_none(say, which)
     if alias is not None:
         raise OneIdentity("this node's one identity has no alias", hint="name it by its address, or not at all")
-    say.value(_description(node_id))
+    say.value(_description(node_id, locked=_locked(say.place)))
 
 
 @identity.command("drop")
@@ -171,16 +183,45 @@ def drop(
 def lock(
     ctx: typer.Context, which: Which = None, new_password: Annotated[bool, typer.Option(hidden=True)] = False
 ) -> None:
-    """Not here: a node that runs can sign."""
-    raise OneIdentity("this node's identity cannot be locked while it runs", hint="yagna service shutdown")
+    """Have the node sign nothing until it is unlocked."""
+    from shem.client.identity import IdentityApi
+
+    say = speech(ctx)
+    node_id = _own_or_none(say, which)
+    if new_password:
+        raise OneIdentity("a new password is not set on the way", hint="shem identity passphrase")
+    keys = ask(say.place, lambda http: IdentityApi(http).lock(), as_owner=True)
+    say.value(_description(node_id, locked=keys.locked))
 
 
 @identity.command("unlock")
 def unlock(
     ctx: typer.Context, which: Which = None, password: Annotated[str | None, typer.Option(hidden=True)] = None
 ) -> None:
-    """Not here: it is never locked."""
-    raise OneIdentity("this node's identity is never locked")
+    """Have the node sign again. Its password is asked for, or read from stdin."""
+    from shem.cli.passphrases import given_passphrase, told_passphrase
+    from shem.client.identity import IdentityApi
+
+    if password is not None:
+        raise OneIdentity(
+            "a password in the arguments is seen by other programs of this machine",
+            hint="say it on stdin, or when asked",
+        )
+    say = speech(ctx)
+    node_id = _own_or_none(say, which)
+    keys = ask(say.place, lambda http: IdentityApi(http).keys(), as_owner=True)
+    said = None
+    if keys.locked and keys.own_passphrase:
+        said = told_passphrase("Password", None, None) if sys.stdin.isatty() else given_passphrase(None, 0)
+    keys = ask(say.place, lambda http: IdentityApi(http).unlock(said), as_owner=True)
+    say.value(_description(node_id, locked=keys.locked))
+
+
+def _own_or_none(say: Speech, which: str | None) -> str:
+    node_id = own_id(say.place)
+    if not _is_own(which, node_id):
+        raise NotFound(f"this node has no identity {which!r}", hint=f"its only one is {node_id}")
+    return node_id
 
 
 @app_key.command("list")

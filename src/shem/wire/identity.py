@@ -19,12 +19,12 @@ class Payout(Wire, kw_only=True, omit_defaults=False):
 
 
 class Keys(Wire, kw_only=True, omit_defaults=False):
-    """``passphrase``: ``own`` (known to the owner alone) or ``generated`` (it lies beside the key file).
-    ``voucher_signer``: who signs vouchers; the node id where the identity does so itself."""
+    """``own_passphrase``: the owner alone knows it; else it lies beside the key file. ``voucher_signer``: who signs vouchers;
+    the node id where the identity does so itself."""
 
     node_id: str
     locked: bool
-    passphrase: str
+    own_passphrase: bool
     voucher_signer: str
     payouts: list[Payout]
 

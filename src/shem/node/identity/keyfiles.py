@@ -37,6 +37,18 @@ def read_private(path: Path) -> bytes:
     return content
 
 
+def read_foreign(path: Path) -> bytes:
+    """A key file from elsewhere, whoever may read it. Raises :class:`KeystoreUnusable`."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_KEYSTORE_BYTES + 1)
+    except OSError as error:
+        raise KeystoreUnusable(f"{path} cannot be read: {error.strerror}") from error
+    if len(content) > MAX_KEYSTORE_BYTES:
+        raise KeystoreUnusable(f"{path} is far too big for a key file")
+    return content
+
+
 def write_new(path: Path, content: bytes) -> bool:
     """Whole or not at all; when somebody else was first, theirs stays and this says False."""
     with _draft(path, content) as draft:

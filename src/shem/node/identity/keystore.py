@@ -208,7 +208,7 @@ def decrypt(keystore: bytes, passphrase: str) -> bytes:
         if "MAC" in str(error):
             raise WrongPassphrase("the key file does not open with this passphrase") from None
         raise KeystoreUnusable("the key file is damaged", hint="restore it from a copy") from None
-    except (KeyError, TypeError, AttributeError, NotImplementedError, MemoryError):
+    except (KeyError, TypeError, AttributeError, NotImplementedError, MemoryError, OverflowError, RecursionError):
         raise KeystoreUnusable("the key file is damaged", hint="restore it from a copy") from None
     if len(secret) != 32:
         raise KeystoreUnusable("the key file does not hold a 32-byte key")
@@ -220,6 +220,10 @@ def _open(content: dict[str, Any], passphrase: str) -> bytes:
     if (crypto["kdf"], crypto["cipher"]) != ("scrypt", "aes-128-ctr"):
         # Another wallet's file. The library takes 0.4 s to import (it brings pairings along), which a node whose own file
         # is of the usual kind should not pay at each start.
+        given = crypto["kdfparams"]
+        work = int(given["c"]) if crypto["kdf"] == "pbkdf2" else int(given["n"]) * int(given["r"]) * int(given["p"])
+        if work > _MOST_WORK:
+            raise KeystoreUnusable("the key file asks for more work than any wallet does")
         limit = sys.getrecursionlimit()
         try:
             import eth_keyfile

@@ -57,6 +57,7 @@ def open_voucher_signer(data_dir: Path) -> VoucherSigner | None:
 def renew_voucher_signer(data_dir: Path) -> VoucherSigner:
     """A new one in place of the last, whose key is removed. Raises as :func:`open_voucher_signer` does."""
     try:
+        (data_dir / DIRECTORY).mkdir(exist_ok=True, mode=0o700)
         old = _numbers(data_dir)
         made = VoucherSigner(keystore.load_or_create_secret(_place(data_dir, old[-1] + 1 if old else 1), None))
         for number in old:

@@ -38,7 +38,7 @@ class _Door:
             wire.Keys(
                 node_id=ring.identity.node_id,
                 locked=ring.identity.locked,
-                passphrase="own" if ring.has_own_passphrase else "generated",
+                own_passphrase=ring.has_own_passphrase,
                 voucher_signer=ring.voucher_key.node_id,
                 payouts=[
                     wire.Payout(platform=platform, address=address)
