@@ -150,9 +150,16 @@ class VaultChain(Protocol):
         """The payer takes the rest back after the term."""
 
     def redeem(
-        self, connection: sqlite3.Connection, request_id: str, key: ChannelKey, amount: int, signature: bytes
+        self,
+        connection: sqlite3.Connection,
+        request_id: str,
+        key: ChannelKey,
+        amount: int,
+        signature: bytes,
+        *,
+        sender: str = "",
     ) -> None:
-        """The payee collects a voucher by itself."""
+        """The payee collects a voucher by itself, or ``sender`` sends it for the payee: the money is the payee's."""
 
     def unmined(self, account: str, *kinds: RequestKind) -> int:
         """What is asked for in these kinds and in no block yet, in all."""
