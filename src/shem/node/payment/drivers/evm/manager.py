@@ -394,8 +394,13 @@ class TransactionManager:
             )
             return None
         assert intent.nonce is not None
+        try:
+            better = self._sign(intent, intent.nonce, best.gas, fee, tip)
+        except ShemError as error:  # its key is locked
+            self._note(problems, "CantSign", error.message)
+            return None
         log.info("payment %s is offered again at %s gwei", intent.key, format_amount(fee, 9))
-        return self._sign(intent, intent.nonce, best.gas, fee, tip)
+        return better
 
     async def _send_new(self, view: View, problems: dict[str, DriverProblem]) -> None:
         under_way = self._store.under_way()
