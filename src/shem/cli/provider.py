@@ -30,6 +30,10 @@ def run(
     price_start: Annotated[str | None, typer.Option(help="Tokens for each agreement.")] = None,
     price_hourly: Annotated[str | None, typer.Option(help="Tokens for each hour.")] = None,
     price_cpu_hourly: Annotated[str | None, typer.Option(help="Tokens for each hour of a busy thread.")] = None,
+    platform: Annotated[
+        list[str] | None,
+        typer.Option(help="Payment platforms to take, best first, such as 'channel-*'; repeatable. Default all."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads to offer; default all.")] = None,
     memory_gib: Annotated[float | None, typer.Option(help="Memory to offer; default most of it.")] = None,
     storage_gib: Annotated[float | None, typer.Option(help="Disk to offer.")] = None,
@@ -63,6 +67,7 @@ def run(
             "price_start": price_start,
             "price_hourly": price_hourly,
             "price_cpu_hourly": price_cpu_hourly,
+            "platforms": tuple(platform) if platform else None,
             "threads": threads,
             "memory_gib": memory_gib,
             "storage_gib": storage_gib,

@@ -54,6 +54,7 @@ from shem.node.peer.network import PeerNetwork
 from shem.node.peer.transport import TransportFactory
 from shem.node.rest import activity as rest_activity
 from shem.node.rest import admin as rest_admin
+from shem.node.rest import cover as rest_cover
 from shem.node.rest import exeunit as rest_exeunit
 from shem.node.rest import files as rest_files
 from shem.node.rest import gsb as rest_gsb
@@ -197,6 +198,7 @@ class Node:
             *rest_files.routes(self.files),
             *rest_gsb.routes(self.bus),
             *rest_payment.routes(self.payments),
+            *rest_cover.routes(self.payments.channels.gate),
             *rest_net.routes(self.networks, self.net_status),
             *rest_identity.routes(self.keyring, self.payments),
             *rest_admin.routes(self.keys, self.payments, stop=self.stop.set, counters=self.counters),

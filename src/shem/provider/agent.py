@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from shem.client.activity import ProviderActivityApi
+from shem.client.cover import CoverApi
 from shem.client.files import FilesApi
 from shem.client.http import ApiClient
 from shem.client.market import MarketApi
@@ -35,7 +36,7 @@ from shem.provider.exeunit.machine import Tools
 from shem.provider.exeunit.web import Web
 from shem.provider.hardware import detect
 from shem.provider.news import news
-from shem.provider.offering import Account, Offer, Runtime, Seller, build_all
+from shem.provider.offering import Account, Offer, Runtime, Seller, build_all, wanted_accounts
 from shem.provider.recovery import recover
 from shem.provider.sandboxes import Chosen, choose_driver, choose_runtimes, open_image_store
 from shem.provider.shop import Shop, ShopRules
@@ -79,6 +80,7 @@ class ProviderAgent:
         self._desk: Desk | None = None
         self._driver_name = ""
         self._runtimes: tuple[Runtime, ...] = ()
+        self._platforms: list[str] = []
         self.node_id = ""
         self.broken = asyncio.Event()
         """Set when one of the agent's own loops has failed (its log says why): it should be stopped and started again."""
@@ -100,6 +102,7 @@ class ProviderAgent:
             "subnet": self.config.subnet,
             "max_agreements": capacity.plan.slots if capacity else 0,
             "offers": self._shop.published if self._shop else {},
+            "platforms": self._platforms,
         }
 
     async def __aenter__(self) -> ProviderAgent:
@@ -125,17 +128,22 @@ class ProviderAgent:
         self._runtimes = await choose_runtimes(config)
         hardware = detect(config.data_dir)
         self._capacity = Capacity(plan(hardware, config.limits, config.share))
-        accounts = [
-            Account(one.platform, one.address, moves_money=one.driver != FREE_DRIVER)
-            for one in await self._payment.provider_accounts()
-            if one.receive
-        ]
+        accounts = wanted_accounts(
+            [
+                Account(one.platform, one.address, moves_money=one.driver != FREE_DRIVER)
+                for one in await self._payment.provider_accounts()
+                if one.receive
+            ],
+            config.platforms,
+        )
+        self._platforms = [account.platform for account in accounts]
         images = await self._resources.enter_async_context(open_image_store(config))
         self._desk = Desk(
             http=self._http,
             market=self._market,
             activities=self._activities,
             accountant=Accountant(self._payment, self._clock),
+            cover=CoverApi(self._http),
             tools=Tools(chosen.driver, images, FilesApi(self._http), Web(config.web_private_addresses)),
             clock=self._clock,
             units_dir=config.units_dir,

@@ -10,7 +10,11 @@ again. Who does it, and how often it is tried, is not known here.
 * A note has a payment date only where a payment timeout was negotiated, and then at most once per timeout, plus the
   final one.
 * A note that is not accepted, or not paid, in time ends the agreement; so do its expiration, a time without any
-  activity, and the end of the only activity of a demand that wants no second.
+  activity, and the end of the only activity of a demand that wants no second. "In time" allows for what the chain takes
+  to make a payment final.
+* Where the deal is paid by channel, an accepted note is paid: its voucher is in our node's hands. What can still be
+  accepted is what is reserved (:class:`Cover`), so the agreement ends when nothing was reserved in time, just before the
+  bill would be larger than that, and before the reserve's time is over; what is billed then is never more than that.
 """
 
 from __future__ import annotations
@@ -25,12 +29,15 @@ from shem.errors import Refused
 from shem.provider.config import Rules
 from shem.provider.offering import (
     ACCEPT_TIMEOUT,
+    CHANNEL,
     CHOSEN_PLATFORM,
     EXPIRATION,
     INTERVAL,
     MULTI_ACTIVITY,
     PAYMENT_TIMEOUT,
+    THREADS,
 )
+from shem.provider.presets import CPU, DURATION
 from shem.terms.pricing import LinearPricing
 
 SUCCESS = "Success"
@@ -41,7 +48,14 @@ NOT_PAID = "DebitNoteNotPaid"
 NOTE_REJECTED = "DebitNoteRejected"
 SHUTDOWN = "Shutdown"
 """Codes of ``golem.provider.code``, as existing requestors know them."""
+NO_COVER = "NoCover"
+COVER_USED_UP = "CoverUsedUp"
+COVER_ENDS = "CoverEnds"
+"""The same, for deals paid by channel."""
 
+_FAR_S = 86400
+_LOOK_S = 1
+"""No look at what is left of the cover comes sooner after the last one."""
 _MAX_OPEN_NOTES = 256
 """Per activity. Reached only where no accept timeout was negotiated: the newest total is the one that counts."""
 
@@ -58,6 +72,14 @@ class DealTerms(msgspec.Struct, frozen=True, kw_only=True):
     idle_limit: timedelta
     invoice_due: timedelta
     multi_activity: bool
+    by_channel: bool = False
+    """An accepted note is paid, and nothing is accepted beyond what is reserved."""
+    threads: int = 1
+    """What full use is reckoned with."""
+    spare_s: float = 0.0
+    """Full use for so long is kept in reserve."""
+    lead: timedelta = timedelta()
+    """How long before the end of the reserve's time the work ends."""
 
 
 def read_terms(demand: Mapping[str, Any], offer: Mapping[str, Any], rules: Rules) -> DealTerms:
@@ -78,6 +100,10 @@ def read_terms(demand: Mapping[str, Any], offer: Mapping[str, Any], rules: Rules
         idle_limit=timedelta(seconds=rules.idle_limit_s),
         invoice_due=timedelta(seconds=payment if payment is not None else rules.invoice_due_s),
         multi_activity=str(demand.get(MULTI_ACTIVITY)).lower() == "true",
+        by_channel=str(demand.get(CHOSEN_PLATFORM, "")).startswith(CHANNEL),
+        threads=max(1, int(_seconds(offer, THREADS) or 1)),
+        spare_s=rules.cover_spare_s,
+        lead=timedelta(seconds=rules.cover_lead_s),
     )
 
 
@@ -96,6 +122,22 @@ class EndAgreement(msgspec.Struct, frozen=True, kw_only=True):
 
     code: str
     message: str
+
+
+class Cover(msgspec.Struct, frozen=True, kw_only=True):
+    """What our node says of the money that is reserved for a deal, in base units."""
+
+    started: bool
+    """There is, or was, enough to start."""
+    expected_until: datetime
+    """When waiting for it makes no more sense."""
+    accepted: int
+    room: int
+    """What may be accepted beyond that."""
+    credit: int = 0
+    """What the owner lets the requestor owe beyond that."""
+    until: datetime | None = None
+    """When nothing can be accepted any more; ``None``: nothing is reserved."""
 
 
 class _Note(msgspec.Struct, kw_only=True):
@@ -127,6 +169,10 @@ class Bill:
         self._next_note = approved_at + terms.interval
         self._last_payable = approved_at
         self._rejected = ""
+        self._finality = timedelta()
+        self._cover: Cover | None = None
+        self._looked_at = approved_at
+        self._over = False
 
     # facts
 
@@ -172,23 +218,35 @@ class Bill:
         account.asked = max(account.asked, amount)
 
     def note_accepted(self, note_id: str) -> None:
-        """Covers the earlier notes of its activity too."""
-        self._cover(note_id, paid=False)
+        """Covers the earlier notes of its activity too. By channel, a voucher came with it: that is the payment."""
+        self._answered(note_id, paid=self.terms.by_channel)
 
     def note_paid(self, note_id: str) -> None:
         """The payment is final. Covers the earlier notes of its activity too."""
-        self._cover(note_id, paid=True)
+        self._answered(note_id, paid=True)
 
     def note_rejected(self, note_id: str, why: str) -> None:
         """The requestor disputes what we ask."""
         if self.knows(note_id):
             self._rejected = why or "no reason given"
 
+    def payments_take(self, finality_s: float) -> None:
+        """So long after it was made a payment is final on this platform, as a rule."""
+        self._finality = timedelta(seconds=finality_s)
+
+    def covered(self, cover: Cover, at: datetime) -> None:
+        """What is reserved now. Until it is enough to start, nobody counts as idle."""
+        if cover.started and not (self._cover and self._cover.started) and self._idle_since is not None:
+            self._idle_since = max(self._idle_since, at)
+        self._cover = cover
+
     # questions
 
     def due(self, now: datetime) -> list[SendNote | EndAgreement]:
         """What must be done now; nothing twice once the facts are entered."""
+        self._looked_at = now
         if (end := self._reason_to_end(now)) is not None:
+            self._over = self._over or end.code in (NO_COVER, COVER_USED_UP, COVER_ENDS)
             return [*self.final_notes(now), end]
         orders: list[SendNote | EndAgreement] = list(self.final_notes(now))
         if now >= self._next_note:
@@ -202,7 +260,9 @@ class Bill:
         return orders
 
     def final_notes(self, now: datetime) -> list[SendNote]:
-        """The last note of each activity that has ended and did not get one."""
+        """The last note of each activity that has ended and did not get one; none where the invoice asks for less."""
+        if self.total < self._used:
+            return []
         return [
             self._note(activity_id, account, now, final=True)
             for activity_id, account in self._accounts.items()
@@ -215,8 +275,14 @@ class Bill:
 
     @property
     def total(self) -> int:
-        """The invoice: over all activities, in base units; never less than was asked for already."""
-        return sum(self._owed(account) for account in self._accounts.values())
+        """The invoice: over all activities, in base units; never less than was asked for already.
+
+        Of a deal that ended for lack of cover, no more than can be accepted: more would be accepted not at all.
+        """
+        if not self._over or self._cover is None:
+            return self._used
+        asked = sum(account.asked for account in self._accounts.values())
+        return max(asked, min(self._used, self._cover.accepted + self._cover.room))
 
     @property
     def activity_ids(self) -> list[str]:
@@ -237,6 +303,10 @@ class Bill:
 
     # inside
 
+    @property
+    def _used(self) -> int:
+        return sum(self._owed(account) for account in self._accounts.values())
+
     def _owed(self, account: _Account) -> int:
         usage = account.usage or (0.0,) * len(self.terms.pricing.usage_vector)
         return max(account.asked, self.terms.pricing.cost(usage))
@@ -255,6 +325,8 @@ class Bill:
     def _reason_to_end(self, now: datetime) -> EndAgreement | None:
         if self._rejected:
             return EndAgreement(code=NOTE_REJECTED, message=f"a debit note was rejected: {self._rejected}")
+        if (left := self._cover_left()) is not None and left < 0:
+            return EndAgreement(code=COVER_USED_UP, message="what the requestor has reserved is used up")
         ended = [(moment, end) for moment, end in self._deadlines() if end is not None and moment <= now]
         if ended:
             return min(ended, key=lambda pair: pair[0])[1]
@@ -268,7 +340,8 @@ class Bill:
         ]
         if self.running():
             found.append((self._next_note, None))
-        if self._idle_since is not None:
+        found += self._cover_deadlines()
+        if self._idle_since is not None and not self._waits_for_cover:
             found.append(self._idle_deadline(self._idle_since))
         for account in self._accounts.values():
             if account.ended_at is not None and not account.final_sent:
@@ -276,6 +349,42 @@ class Bill:
             for note in account.notes:
                 found += self._note_deadlines(note)
         return found
+
+    @property
+    def _waits_for_cover(self) -> bool:
+        return self.terms.by_channel and not (self._cover and self._cover.started) and not self._accounts
+
+    def _cover_deadlines(self) -> list[tuple[datetime, EndAgreement | None]]:
+        cover = self._cover
+        if not self.terms.by_channel or cover is None:
+            return []
+        if self._waits_for_cover:
+            message = "the requestor has reserved no money for the agreement in time"
+            return [(cover.expected_until, EndAgreement(code=NO_COVER, message=message))]
+        found: list[tuple[datetime, EndAgreement | None]] = []
+        if cover.until is not None and cover.room:
+            message = f"what is reserved can be collected until {cover.until:%Y-%m-%d %H:%M:%S} UTC only"
+            found.append((cover.until - self.terms.lead, EndAgreement(code=COVER_ENDS, message=message)))
+        left, per_1000_s = self._cover_left(), self._full_use(1000.0)
+        if left is not None and left >= 0 and per_1000_s:
+            seconds = min(1000 * left // per_1000_s, _FAR_S)
+            found.append((self._looked_at + timedelta(seconds=max(seconds, _LOOK_S)), None))
+        return found
+
+    def _cover_left(self) -> int | None:
+        """What may still be used before the bill cannot be accepted any more; ``None`` where that is no question."""
+        cover = self._cover
+        if cover is None or not cover.started or not self.terms.by_channel:
+            return None
+        return cover.accepted + cover.room + cover.credit - self._used - self._full_use(self.terms.spare_s)
+
+    def _full_use(self, seconds: float) -> int:
+        """What all running activities cost together for so long."""
+        pricing, running = self.terms.pricing, len(self.running())
+        rates = {DURATION: seconds, CPU: seconds * self.terms.threads}
+        use = [rates.get(name, 0.0) for name in pricing.usage_vector]
+        idle = [0.0 for _ in use]
+        return running * (pricing.cost(use) - pricing.cost(idle))
 
     def _idle_deadline(self, since: datetime) -> tuple[datetime, EndAgreement]:
         if self._accounts and not self.terms.multi_activity:
@@ -293,10 +402,10 @@ class Bill:
             found.append((note.sent_at + accept, EndAgreement(code=NOT_ACCEPTED, message=message)))
         if note.payment_due is not None and not note.paid:
             message = f"debit note {note.note_id} was not paid until {note.payment_due:%Y-%m-%d %H:%M:%S} UTC"
-            found.append((note.payment_due, EndAgreement(code=NOT_PAID, message=message)))
+            found.append((note.payment_due + self._finality, EndAgreement(code=NOT_PAID, message=message)))
         return found
 
-    def _cover(self, note_id: str, *, paid: bool) -> None:
+    def _answered(self, note_id: str, *, paid: bool) -> None:
         for account in self._accounts.values():
             ids = [note.note_id for note in account.notes]
             if note_id not in ids:

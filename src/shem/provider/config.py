@@ -20,6 +20,10 @@ from shem.errors import Misconfigured
 from shem.provider.presets import DEFAULT_PRESET, Preset
 
 FILE_NAME = "provider.toml"
+MAX_COVER_S = 24 * 3600
+"""No requestor's node reserves for longer ahead."""
+MAX_COVER_AFTER_S = 30 * 24 * 3600
+_PLATFORM = re.compile(r"[a-z0-9]{1,32}(-[a-z0-9]{1,32}){0,2}(-?\*)?|\*")
 
 
 class ResourceLimits(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -51,6 +55,16 @@ class Rules(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     """An agreement without an activity for this long is ended (``NoActivity``)."""
     invoice_due_s: int = 24 * 3600
     """When an invoice is due if no payment timeout was negotiated."""
+    cover_s: int = 600
+    """Where deals are paid by channel: the requestor reserves the price of so much full use ahead."""
+    least_cover_s: int = 60
+    """Nothing starts before the price of so much is reserved in a final block."""
+    cover_after_s: int = 600
+    """For so long after an agreement's end the reserve lasts, beside the network's own margin."""
+    cover_spare_s: float = 5.0
+    """The work is stopped when no more than the price of so much full use is left of what is reserved."""
+    cover_lead_s: float = 30.0
+    """The work is stopped so long before nothing can be accepted any more because the reserve's time is over."""
 
 
 class ProviderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -64,6 +78,9 @@ class ProviderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     share: int = 1
     """So many agents share this machine: each offers that part of its memory and disk, and at least one thread."""
     rules: Rules = Rules()
+    platforms: tuple[str, ...] = ()
+    """Payment platforms that are taken, best first; ``channel-*`` means all that begin so. Empty = all that the node has,
+    channels first."""
     presets: tuple[Preset, ...] = (DEFAULT_PRESET,)
     active_presets: tuple[str, ...] = ()
     """By name; empty = the first."""
@@ -178,6 +195,16 @@ def _path(kind: type, value: object) -> object:
     raise NotImplementedError(kind)
 
 
+def _check_platforms(platforms: tuple[str, ...]) -> None:
+    for name in platforms:
+        if not _PLATFORM.fullmatch(name):
+            raise Misconfigured(
+                f"platforms: {name[:80]!r} is no payment platform",
+                code="bad_platforms",
+                hint="name them as `shem payment status` does (channel-devnet-tglm), or their beginnings (channel-*)",
+            )
+
+
 def _check(config: ProviderConfig) -> None:
     names = [preset.name for preset in config.presets]
     if not names or len(set(names)) != len(names):
@@ -200,7 +227,18 @@ def _check(config: ProviderConfig) -> None:
         raise Misconfigured(
             f"country_code must be two capital letters, not {config.country_code!r}", code="bad_country"
         )
+    _check_platforms(config.platforms)
     rules = config.rules
+    for name in ("cover_s", "least_cover_s"):
+        if not 0 < getattr(rules, name) <= MAX_COVER_S:
+            raise Misconfigured(f"rules.{name} must be from 1 to {MAX_COVER_S} s", code="bad_rule")
+    if rules.least_cover_s > rules.cover_s:
+        raise Misconfigured("rules.least_cover_s must not be more than rules.cover_s", code="bad_rule")
+    if not 0 <= rules.cover_after_s <= MAX_COVER_AFTER_S:
+        raise Misconfigured(f"rules.cover_after_s must be from 0 to {MAX_COVER_AFTER_S} s", code="bad_rule")
+    for name in ("cover_spare_s", "cover_lead_s"):
+        if not 0 <= getattr(rules, name) <= MAX_COVER_S:
+            raise Misconfigured(f"rules.{name} must be from 0 to {MAX_COVER_S} s", code="bad_rule")
     for name in ("interval_range_s", "payment_timeout_range_s"):
         low, high = getattr(rules, name)
         if not 0 < low <= high:

@@ -18,6 +18,7 @@ from pathlib import Path
 import msgspec
 
 from shem.client.activity import ProviderActivityApi
+from shem.client.cover import CoverApi
 from shem.client.exeunit import ExeUnitLink
 from shem.client.http import ApiClient
 from shem.client.market import MarketApi
@@ -25,13 +26,15 @@ from shem.cogs.clock import Clock
 from shem.cogs.tasks import TaskScope
 from shem.errors import PeerFailed, Refused, ShemError
 from shem.provider.accountant import Accountant
-from shem.provider.billing import SUCCESS, Bill, DealTerms, EndAgreement, SendNote
+from shem.provider.billing import SUCCESS, Bill, Cover, DealTerms, EndAgreement, SendNote
 from shem.provider.capacity import Resources
 from shem.provider.exeunit.machine import Place, Tools
 from shem.provider.exeunit.unit import ExeUnit, UnitPlan
 from shem.provider.offering import RUNTIME_NAME, TASK_PACKAGE
 from shem.provider.waiting import wait_until
 from shem.runtimes.base import Limits
+from shem.terms.amounts import parse_amount
+from shem.wire import cover as wire
 from shem.wire.market import Agreement
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,7 @@ log = logging.getLogger(__name__)
 PROVIDER_CODE = "golem.provider.code"
 MAX_ACTIVITIES = 64
 """Running at once on one agreement."""
+_POLL_S = 30.0
 _RETRY_S = 1.0
 _LAST_RETRY_S = 60.0
 _FINAL_NOTE_TRIES = 100
@@ -53,6 +57,7 @@ class Desk(msgspec.Struct, frozen=True, kw_only=True):
     market: MarketApi
     activities: ProviderActivityApi
     accountant: Accountant
+    cover: CoverApi
     tools: Tools
     clock: Clock
     units_dir: Path
@@ -155,7 +160,10 @@ class Deal:
     async def run(self) -> None:
         """From approval to invoice."""
         freed = False
+        terms = self.bill.terms
         try:
+            if terms.by_channel or terms.payment_timeout is not None:
+                self._scope.start(self._watch_money(), "money")
             await self._serve()
             await self._stop_units()
             freed = True
@@ -178,6 +186,25 @@ class Deal:
                         self.stop(order.code, order.message)
                     case SendNote():
                         await self._send(order)
+
+    async def _watch_money(self) -> None:
+        """Keep the bill told of what is reserved, and of how long payments take."""
+        version, pause = "", _RETRY_S
+        while True:
+            try:
+                found = await self._desk.cover.cover(self.agreement_id, after=version, timeout_s=_POLL_S)
+            except (ShemError, TimeoutError) as error:
+                log.info("agreement %s: its cover is not known now: %s", self.agreement_id, error)
+                await self._desk.clock.sleep(pause)
+                pause = min(_LAST_RETRY_S, pause * 2)
+                continue
+            self.bill.payments_take(found.finality_sec)
+            if found.expected_until is not None:
+                self.bill.covered(_cover(found, found.expected_until), self._desk.clock.now())
+            self._changed.set()
+            if not found.by_channel:
+                return
+            version, pause = found.version, _RETRY_S
 
     async def _send(self, order: SendNote) -> asyncio.Task[None] | None:
         """Issue a note; the task that delivers it, so that a requestor that is away delays no deadline."""
@@ -252,6 +279,17 @@ class Deal:
             del self._units[activity_id]
             self.bill.activity_ended(activity_id, desk.clock.now())
             self._changed.set()
+
+
+def _cover(found: wire.Cover, expected_until: datetime) -> Cover:
+    return Cover(
+        started=bool(found.started),
+        expected_until=expected_until,
+        accepted=parse_amount(found.accepted or "0"),
+        room=parse_amount(found.room or "0"),
+        credit=parse_amount(found.credit or "0"),
+        until=found.until,
+    )
 
 
 def limits_of(resources: Resources) -> Limits:

@@ -17,14 +17,18 @@ import msgspec
 
 from shem.errors import Refused
 from shem.provider.capacity import Capacity, Resources, says_what_it_needs, wanted_by
-from shem.provider.config import Rules
+from shem.provider.config import MAX_COVER_AFTER_S, MAX_COVER_S, Rules
 from shem.provider.offering import (
     ACCEPT_TIMEOUT,
+    CHANNEL,
     CHOSEN_PLATFORM,
     COEFFS,
+    COVER,
+    COVER_AFTER,
     EXPIRATION,
     GVMI_FORMAT,
     INTERVAL,
+    LEAST_COVER,
     PACKAGE_FORMAT,
     PAYLOAD,
     PAYMENT_TIMEOUT,
@@ -227,6 +231,28 @@ def _payment_timeout(request: Request) -> Change | Rejection:
     return _within(PAYMENT_TIMEOUT, "payment_timeout", wanted, request.rules.payment_timeout_range_s)
 
 
+def _cover(request: Request) -> Change | Rejection:
+    """Who pays by channel may reserve more than we ask for, not less; our own numbers stand where it says nothing."""
+    if not str(request.demand.get(CHOSEN_PLATFORM)).startswith(CHANNEL):
+        return dict.fromkeys((COVER, LEAST_COVER, COVER_AFTER))
+    rules = request.rules
+    bounds = {
+        COVER: (rules.least_cover_s, MAX_COVER_S),
+        LEAST_COVER: (rules.least_cover_s, MAX_COVER_S),
+        COVER_AFTER: (rules.cover_after_s, MAX_COVER_AFTER_S),
+    }
+    taken: Change = {}
+    for name, allowed in bounds.items():
+        if (wanted := request.demand.get(name)) is not None:
+            if isinstance(wanted, str):
+                return Rejection("channel_cover", f"{name} must be a number", True)
+            found = _within(name, "channel_cover", wanted, allowed)
+            if isinstance(found, Rejection):
+                return found
+            taken |= found
+    return taken
+
+
 def _price(request: Request) -> Change | Rejection:
     wanted = request.demand.get(COEFFS)
     if wanted is None:
@@ -266,6 +292,7 @@ _RULES: tuple[Rule, ...] = (
     _accept_timeout,
     _interval,
     _payment_timeout,
+    _cover,
     _price,
 )
 

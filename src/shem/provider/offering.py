@@ -35,6 +35,7 @@ VM: Runtime = "vm"
 """Runs GVMI files."""
 
 RUNTIME_NAME = "golem.runtime.name"
+THREADS = "golem.inf.cpu.threads"
 EXPIRATION = "golem.srv.comp.expiration"
 SUBNET = "golem.node.debug.subnet"
 INTERVAL = "golem.com.scheme.payu.debit-note.interval-sec?"
@@ -50,6 +51,14 @@ PAYLOAD = "golem.srv.comp.payload"
 PROTOCOLS = ("gftp", "http", "https")
 """Where images and transfers may come from and go to."""
 PLATFORM = "golem.com.payment.platform."
+CHANNEL = "channel-"
+"""What the names of platforms paid by payment channel begin with."""
+COVER = "golem.com.payment.channel.cover-sec?"
+LEAST_COVER = "golem.com.payment.channel.least-sec?"
+COVER_AFTER = "golem.com.payment.channel.after-sec?"
+"""What a requestor's node reserves where it pays by channel (:class:`~shem.provider.config.Rules` says what they mean)."""
+PREFERENCE = "golem.!exp.shem.v1.payment.preference"
+"""The platforms of an offer, best first."""
 OURS = "golem.!exp.shem.v1.runtime."
 
 
@@ -95,6 +104,28 @@ class Seller(msgspec.Struct, frozen=True, kw_only=True):
     now: datetime
     is_public: bool | None = None
     country_code: str = ""
+
+
+def wanted_accounts(accounts: Sequence[Account], platforms: Sequence[str]) -> list[Account]:
+    """Those that the owner wants to be paid on, in the owner's order; without one, all, channels first.
+
+    Raises ``Misconfigured`` when the node has none of them.
+    """
+    if not platforms:
+        return sorted(accounts, key=lambda account: not account.platform.startswith(CHANNEL))
+    found: dict[str, Account] = {}
+    for name in platforms:
+        for account in accounts:
+            if account.platform == name or (name.endswith("*") and account.platform.startswith(name[:-1])):
+                found.setdefault(account.platform, account)
+    if accounts and not found:
+        known = ", ".join(account.platform for account in accounts)
+        raise Misconfigured(
+            f"the node takes payments on {known}, and platforms names none of them",
+            code="no_wanted_platform",
+            hint="correct platforms in provider.toml, or configure the network in the node's config.toml",
+        )
+    return list(found.values())
 
 
 def build_all(seller: Seller, runtimes: Sequence[Runtime], presets: Sequence[Preset]) -> list[Offer]:
@@ -196,7 +227,7 @@ def _machine(cpu: Cpu, size: Resources) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "golem.inf.cpu.architecture": cpu.architecture,
         "golem.inf.cpu.cores": max(1, min(cpu.cores, threads)),
-        "golem.inf.cpu.threads": threads,
+        THREADS: threads,
         "golem.inf.mem.gib": _gib(size.memory_bytes),
         "golem.inf.storage.gib": _gib(size.storage_bytes),
     }
@@ -209,6 +240,8 @@ def _machine(cpu: Cpu, size: Resources) -> dict[str, Any]:
 
 
 def _money(preset: Preset, accounts: Sequence[Account], rules: Rules) -> dict[str, Any]:
+    cover = {COVER: rules.cover_s, LEAST_COVER: rules.least_cover_s, COVER_AFTER: rules.cover_after_s}
+    by_channel = any(account.platform.startswith(CHANNEL) for account in accounts)
     pricing = preset.pricing().to_properties()
     pricing[COEFFS] = [float(coefficient) for coefficient in pricing[COEFFS]]
     return {
@@ -218,6 +251,8 @@ def _money(preset: Preset, accounts: Sequence[Account], rules: Rules) -> dict[st
         ACCEPT_TIMEOUT: rules.accept_timeout_s,
         "golem.com.payment.protocol.version": 3,
         **{f"{PLATFORM}{account.platform}.address": account.address for account in accounts},
+        PREFERENCE: [account.platform for account in accounts],
+        **(cover if by_channel else {}),
         **pricing,
     }
 

@@ -38,6 +38,7 @@ from shem.node.payment.service import Payments
 from shem.node.peer.loopback import Loopback
 from shem.node.peer.network import PeerNetwork
 from shem.node.rest import activity as rest_activity
+from shem.node.rest import cover as rest_cover
 from shem.node.rest import exeunit as rest_exeunit
 from shem.node.rest import files as rest_files
 from shem.node.rest import market as rest_market
@@ -119,6 +120,7 @@ class TestNode:
             *rest_exeunit.routes(self.activities),
             *rest_files.routes(self.files),
             *rest_payment.routes(self.payments),
+            *rest_cover.routes(self.payments.channels.gate),
         ]
         keys = {self.key: (self.id, "test")}
         runner = web.AppRunner(

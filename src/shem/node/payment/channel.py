@@ -54,7 +54,6 @@ THREADS = "golem.inf.cpu.threads"
 _DURATION = "golem.usage.duration_sec"
 _CPU = "golem.usage.cpu_sec"
 MAX_THREADS = 4096
-MAX_DIGITS = 32
 
 State = Literal["open", "closing", "closed"]
 
@@ -295,12 +294,6 @@ def ends_at(demand: Mapping[str, Any], now: float) -> int:
 
 
 def _number(value: Any, least: float, most: float, default: float) -> float:
-    """In bounds, also from text: generic clients write every property as text."""
-    if isinstance(value, str) and len(value) <= MAX_DIGITS:
-        try:
-            value = float(value)
-        except ValueError:
-            return default
     if isinstance(value, bool) or not isinstance(value, int | float) or (isinstance(value, float) and isnan(value)):
         return default
     return min(max(value, least), most)
