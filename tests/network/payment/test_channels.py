@@ -256,12 +256,15 @@ async def test_a_payer_with_an_older_database_signs_no_lower(world, alice, bob, 
     await alice.start()
     await wait(lambda: channel(alice).claimed == TGLM // 4, "her look at the chain", 20)
     assert channel(alice).signed == TGLM // 4
-    # What she forgot is not ordered again, and what comes is signed above it.
+    # What she forgot is neither ordered nor signed for again: bob holds her word, and shows it.
     await wait(lambda: len(bob.network.connected()) == 1, "the network")
     last = await bob.bill_note(activity, "0.3")
     await wait(lambda: accepts(alice, last, "0.3", allocation))
-    assert channel(alice).signed >= TGLM // 4 + TGLM // 20
+    assert channel(alice).signed == channel(alice).owed == 3 * TGLM // 10
     await wait(lambda: bob.state(last) == "ACCEPTED", "the voucher")
+    assert alice.account(deal).accepted == bob.account(deal).accepted == 3 * TGLM // 10
+    [kept] = alice.payments.allocations.active(alice.id)
+    assert kept.spent == 3 * TGLM // 10
 
 
 def accepts(alice: Any, note: str, amount: str, allocation: str) -> bool:

@@ -35,6 +35,7 @@ from shem.node.payment.channel import (
     observe,
     plan,
     redeem_moment,
+    remember,
     sign_up,
     take_voucher,
 )
@@ -149,7 +150,19 @@ def test_cover_that_is_not_seen_yet_is_asked_for_again():
 
 def test_a_payer_with_an_older_memory_signs_no_lower_than_the_chain_has_paid():
     old = observe(channel(signed=100, owed=100), Seen(1000, 700, TERM))
-    assert sign_up(old, 1, NOW, MARGIN).signed == 701
+    # 600 of what she promises now were promised before
+    assert sign_up(old, 1, NOW, MARGIN).signed == 700
+    assert sign_up(old, 601, NOW, MARGIN).signed == 701
+
+
+def test_a_payer_takes_its_own_word_back_from_the_payee():
+    old = channel(signed=100, owed=100)
+    told = remember(old, 700, b"s", 550)
+    assert (told.signed, told.owed, told.signature) == (700, 650, b"s")
+    assert remember(old, 700, b"s", 10_000).owed == 700  # acceptances on channels before it explain nothing here
+    assert remember(old, 50, b"s", 0) == old
+    later = sign_up(told, 60, NOW, MARGIN)
+    assert (later.signed, later.owed) == (710, 710)
 
 
 def test_a_channel_that_left_the_chain_is_closed_and_stays_so():
@@ -202,6 +215,18 @@ def test_a_channel_is_opened_filled_at_half_and_prolonged():
     longer = plan(fresh, [cover(), cover(ends_at=NOW + 9000, wanted=1)], 10_000, NOW, MARGIN)
     assert (longer.add, longer.valid_until) == (0, NOW + 9000 + 2 * PAY_S + 2 * MARGIN)
     assert plan(channel(state="closing"), [cover()], 10_000, NOW, MARGIN).add == 600
+
+
+def test_what_an_agent_wants_to_accept_is_reserved_even_after_the_end():
+    over = [cover(live=False)]
+    held = channel(reserved=600, signed=590)
+    assert plan(held, over, 10_000, NOW, MARGIN) is None
+    assert plan(held, over, 10_000, NOW, MARGIN, asked=50).add == 40
+    assert plan(held, over, 39, NOW, MARGIN, asked=50) is None  # it would not help
+    assert plan(held, over, 10_000, NOW, MARGIN, asked=10) is None  # it is there
+    fresh = plan(channel(state="closing"), over, 10_000, NOW, MARGIN, asked=50)
+    assert (fresh.add, fresh.valid_until) == (50, NOW + 2 * MARGIN + PAY_S)
+    assert plan(None, over, 49, NOW, MARGIN, asked=50) is None
 
 
 def test_many_payees_share_a_small_budget():

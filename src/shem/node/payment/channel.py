@@ -5,7 +5,8 @@ over all that the payee may collect so far. Every rule here is a comparison of t
 
 * *reserved*: what the last final block holds for the payee, until *valid_until*;
 * *owed*: what was accepted on all agreements that are paid through the channel, since it was opened;
-* *signed*: the highest voucher; payer: signed, so equal to *owed*; payee: held, and never below *owed*;
+* *signed*: the highest voucher, never below *owed*. A payer has signed what it owes, and more only when it has forgotten
+  what for, because its memory is older than its word: then what it owes later reaches the old sum first;
 * *claimed* ≤ *signed* ≤ *reserved*: what the vault has paid out of it in a final block.
 
 So the payee is owed nothing that it cannot collect, and the payer has signed nothing that it does not owe. Repeated and
@@ -174,13 +175,15 @@ def sign_up(channel: Channel, more: int, now: float, margin_s: float) -> Channel
         raise ValueError("what is owed never falls")
     if channel.state != "open" or now >= channel.valid_until - margin_s:
         raise NoChannel("the payment channel with this provider is ending", hint="try again when a new one is open")
-    if more > channel.room:
+    owed = channel.owed + more
+    if owed > max(channel.signed, channel.reserved):
         raise CoverShort(
             f"the payment channel holds {format_amount(channel.room)} more; {format_amount(more)} are needed",
             hint="try again when more is reserved; the allocation must hold enough",
         )
-    total = channel.signed + more
-    return msgspec.structs.replace(channel, owed=total, signed=total, signature=None if more else channel.signature)
+    total = max(channel.signed, owed)
+    signature = channel.signature if total == channel.signed else None
+    return msgspec.structs.replace(channel, owed=owed, signed=total, signature=signature)
 
 
 def take_voucher(channel: Channel, voucher: Voucher | None, more: int, now: float, margin_s: float) -> Channel:
@@ -223,12 +226,20 @@ def observe(channel: Channel, seen: Seen) -> Channel:
     claimed = max(channel.claimed, seen.claimed)
     changed = msgspec.structs.replace(channel, claimed=claimed)
     if channel.role == "Requestor" and claimed > channel.signed:
-        changed = msgspec.structs.replace(changed, signed=claimed, owed=claimed, signature=None)
+        changed = msgspec.structs.replace(changed, signed=claimed, signature=None)
     if seen.valid_until == 0:
         return msgspec.structs.replace(changed, state="closed")
     if channel.state == "closed":
         return changed
     return msgspec.structs.replace(changed, reserved=seen.reserved, valid_until=seen.valid_until)
+
+
+def remember(channel: Channel, held: int, signature: bytes, explained: int) -> Channel:
+    """Payer: the payee has shown a voucher that this channel's signer has signed, and acceptances that it has for
+    ``explained`` more than our books knew."""
+    if held > channel.signed:
+        channel = msgspec.structs.replace(channel, signed=held, signature=signature)
+    return msgspec.structs.replace(channel, owed=min(channel.owed + explained, channel.signed))
 
 
 # --- cover -----------------------------------------------------------------------------------------------------------
@@ -306,27 +317,32 @@ class Grow(msgspec.Struct, frozen=True):
     valid_until: int
 
 
-def plan(channel: Channel | None, covers: Sequence[Cover], budget: int, now: float, margin_s: float) -> Grow | None:
+def plan(
+    channel: Channel | None, covers: Sequence[Cover], budget: int, now: float, margin_s: float, asked: int = 0
+) -> Grow | None:
     """What the payer should reserve for its live agreements with one payee; ``None``: all is well, or nothing is left.
 
-    ``budget`` is what its allocations still hold beyond what is reserved already. A channel is filled up to the full
-    cover (or half of what is left, if that is less) when half of it is used; its term is moved before an agreement can
-    outlive it.
+    ``budget`` is what its allocations still hold beyond what is reserved already, ``asked`` what its agent wants to accept
+    at once and cannot: that is reserved, if it is there, also when no agreement goes on any more. A channel is filled up
+    to the full cover (or half of what is left, if that is less) when half of it is used; its term is moved before an
+    agreement can outlive it.
     """
     live = [cover for cover in covers if cover.live and cover.wanted and now < cover.ends_at]
-    if not live:
+    if not (live or asked):
         return None
-    end = max(cover.ends_at + cover.after_s for cover in live)
+    end = max((cover.ends_at + cover.after_s for cover in live), default=int(now))
     latest = int(now) + MAX_AHEAD_S
     until = min(end + PAY_S + 2 * int(margin_s), latest)  # the next agreement may end a little later
     wanted, least = sum(cover.wanted for cover in live), sum(cover.least for cover in live)
     if channel is None or channel.state != "open" or now >= channel.valid_until - margin_s:
-        add = min(_target(wanted, least, 0, budget), MAX_UNITS)
+        add = min(max(_target(wanted, least, 0, budget), asked if asked <= budget else 0), MAX_UNITS)
         return Grow(add, max(until, int(now + 2 * margin_s) + PAY_S)) if add > 0 else None
     until = max(until, channel.valid_until)
     add = 0
     target = _target(wanted, least, channel.room, budget)
-    if 2 * channel.room < target or channel.room < least:
+    asked = asked if asked <= channel.room + budget else 0
+    target = max(target, asked)
+    if 2 * channel.room < target or channel.room < max(least, asked):
         add = max(min(target - channel.room, MAX_UNITS - channel.reserved), 0)
     longer = channel.valid_until < min(end + int(margin_s), latest - DAY_S)
     if add or longer:

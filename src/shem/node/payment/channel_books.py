@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from shem.cogs.tasks import TaskScope
 from shem.errors import PeerFailed, Refused
 from shem.node.payment.books import Books
-from shem.node.payment.channel import Channel, Cover, Seen, cover_wanted, ends_at, observe, term_after
+from shem.node.payment.channel import PAY_S, Channel, Cover, Seen, cover_wanted, ends_at, observe, term_after
 from shem.node.payment.channel_store import ChannelStore, Pair, Request, Target, Way
 from shem.node.payment.deal import AgreementView, NoDeal, deal_of
 from shem.node.payment.drivers.base import NotFinalYet, VerifiedTransfer
@@ -30,12 +30,23 @@ class ChannelBooks:
         self.store = ChannelStore(books.db)
         self.chains = chains
         self.tasks = tasks
+        self._behind_s: dict[tuple[int, str], float] = {}
+        """By vault: how far our clock is behind its chain's."""
         self.wake: Callable[[], None] = lambda: None
         """Have the loop look at the rows again."""
 
     def now(self) -> float:
         """Unix seconds."""
         return self.books.clock.now().timestamp()
+
+    def now_on(self, platform: str) -> float:
+        """The same, or the time of the last final block that was seen, if that is later: terms end by the chain's time,
+        and our clock may be behind."""
+        return self.now() + self._behind_s.get(self._vault(platform), 0.0)
+
+    def _vault(self, platform: str) -> tuple[int, str]:
+        vault = self.chains[platform].vault
+        return vault.chain_id, vault.address
 
     def wake_later(self) -> None:
         """After the transaction that is open."""
@@ -46,8 +57,13 @@ class ChannelBooks:
         return self.chains[platform].margin_s
 
     def unaccepted(self, way: Way) -> bool:
-        """Whether documents between the two ask for money that is not accepted."""
-        return bool(self.books.store.asking(*way))
+        """Whether documents between the two ask for money that is not accepted, and may be yet: some never are."""
+        now = self.now()
+        for account in self.books.store.asking(*way):
+            cover = self.store.cover(account.owner, account.agreement_id)
+            if cover is not None and (cover.lives(now) or now < cover.changed_at + max(cover.after_s, PAY_S)):
+                return True
+        return False
 
     def undelivered(self, way: Way) -> bool:
         """Whether the peer has not yet heard of something that was accepted."""
@@ -58,6 +74,7 @@ class ChannelBooks:
         """The channel after a look at a final block, and what was seen. Raises as :meth:`VaultChain.look` does."""
         async with asyncio.timeout(LOOK_TIMEOUT_S):
             seen = await self.chains[channel.platform].look(key_of(channel))
+        self._behind_s[self._vault(channel.platform)] = max(seen.block_time - self.now(), 0.0)
         with self.books.write():
             known = self.store.channel(channel) or channel
             if not seen.opened:

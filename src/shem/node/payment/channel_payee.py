@@ -39,7 +39,16 @@ from shem.node.payment.channel_books import (
 from shem.node.payment.channel_store import Request, Way
 from shem.node.payment.drivers.evm.vault import ChannelKey, close_digest, voucher_signer
 from shem.node.payment.drivers.vaults import ChainWord, Failed, Look
-from shem.node.payment.protocol import AcceptanceMessage, ChannelMessage, CloseMessage, Signed, units
+from shem.node.payment.protocol import (
+    MAX_HELD,
+    AcceptanceMessage,
+    ChannelMessage,
+    CloseMessage,
+    Held,
+    HeldMessage,
+    Signed,
+    units,
+)
 from shem.node.payment.settlement import sessions_of
 from shem.node.payment.store import Part, Transfer
 
@@ -186,7 +195,8 @@ class Payee:
             raise VoucherWrong(f"the voucher is not signed: {error.message}") from None
         voucher = Voucher(channel.channel_id, amount, signer, part.signature)
         try:
-            after = take_voucher(channel, voucher, drawn, self._shared.now(), self._shared.margin_s(channel.platform))
+            now, margin_s = self._shared.now_on(channel.platform), self._shared.margin_s(channel.platform)
+            after = take_voucher(channel, voucher, drawn, now, margin_s)
         except CoverNotSeen:
             self._watch_again(channel)
             raise
@@ -215,6 +225,7 @@ class Payee:
             if self._books.signer.locked:  # nothing is noted that cannot be signed
                 raise KeyLocked("this node's key is locked: ask again later")
             amount = units(message.amount)
+            channel = self._reminded(channel, message, amount)
             now = self._shared.now()
             live = any(cover.lives(now) for cover in self._store.live_covers("Provider", way))
             open_bills = self._shared.unaccepted(way) or self._uninvoiced(way)
@@ -222,6 +233,33 @@ class Payee:
             self._store.save(channel)
             self._shared.wake_later()
         return self._books.signer.sign_digest(close_digest(vault_of(channel), id_bytes(channel), amount))
+
+    def _reminded(self, channel: Channel, message: CloseMessage, amount: int) -> Channel:
+        """Our database may be an older copy: a voucher for more than we remember is as good as ever."""
+        if channel.state != "open" or not channel.signed < amount <= channel.reserved or message.signature is None:
+            return channel
+        if voucher_signer(vault_of(channel), id_bytes(channel), amount, message.signature) != channel.signer:
+            return channel
+        return msgspec.structs.replace(channel, signed=amount, signature=message.signature)
+
+    async def answer_held(self, message: HeldMessage, signed: Signed) -> bytes:
+        """What the payer has signed, should it have forgotten."""
+        channel = self._store.channel_at(message.recipient, message.chain_id, message.vault, message.channel_id)
+        if channel is None or channel.role != "Provider" or channel.peer_id != message.issuer:
+            raise WrongChannel("there is no such channel between us")
+        since = self._shared.now() - AGREED_S
+        covers = self._store.covers_since("Provider", way_of(channel), since, MAX_HELD)
+        found = [self._books.store.last_accepted(cover.agreement_id, cover.owner) for cover in covers]
+        answer = Held(
+            amount=str(channel.signed),
+            signature=channel.signature or b"",
+            acceptances=[
+                Signed(document.answer, document.answer_signature)
+                for document in found
+                if document is not None and document.answer and document.answer_signature
+            ],
+        )
+        return msgspec.msgpack.encode(answer)
 
     def _uninvoiced(self, way: Way) -> bool:
         """Whether an agreement that ended just now may still be billed."""
@@ -243,7 +281,8 @@ class Payee:
             moment = redeem_moment(channel, self._shared.margin_s(channel.platform))
             busy = channel.name in self._looking or self._not_before.get(channel.name, 0) > now
             under_way = any(r.channel_id == channel.channel_id for r in self._store.open_requests(*way_of(channel)))
-            if moment is not None and moment <= now and not busy and not under_way:
+            due = moment is not None and moment <= self._shared.now_on(channel.platform)
+            if due and not busy and not under_way:
                 self._looking.add(channel.name)
                 self._shared.tasks.start(self._redeem(channel), f"redeem channel {channel.channel_id}")
             elif channel.state == "closing" and channel.signed <= channel.claimed and not busy:

@@ -14,7 +14,7 @@ import uuid
 
 import msgspec
 
-from shem.errors import PeerFailed, Refused
+from shem.errors import KeyLocked, MoneyShort, PeerFailed, Refused
 from shem.node.identity.signing import BadSignature
 from shem.node.payment import ledger
 from shem.node.payment.channel import Channel, Cover, NoChannel, Seen, StillOpen, may_close, observe, plan, sign_up
@@ -28,6 +28,7 @@ from shem.node.payment.channel_books import (
     waiting_for,
     way_of,
 )
+from shem.node.payment.channel_memory import Memory
 from shem.node.payment.channel_store import Pair, Request, RequestKind, Target, Way
 from shem.node.payment.drivers.base import PaymentOrder, Settlement
 from shem.node.payment.drivers.channel import ChannelDriver
@@ -44,6 +45,10 @@ CLOSE_FIRST_S = 1.0
 """After so long the payee is asked again; each time twice as long."""
 REST = 60
 """A channel is closed when it was not needed for so small a part of the margin, although its payer has allocations."""
+PAUSE_S = (30.0, 3600.0)
+"""How long a payee is left alone that did not agree to an end; each time twice as long."""
+SHORT_S = 60
+"""What an agent could not accept is reserved for unless it has not tried again for so long."""
 RETRY_S = 10
 """A request that the chain refused is made again no sooner."""
 
@@ -52,6 +57,15 @@ class WrongClose(Refused):
     """The answer to a close is not the payee's signature over the sum that was asked for."""
 
     default_code = "close_wrong"
+
+
+class Short(msgspec.Struct, frozen=True):
+    """So much was to be accepted, and what is reserved did not suffice."""
+
+    payer: str
+    payee: str
+    drawn: int
+    until: float
 
 
 class Payer:
@@ -68,17 +82,32 @@ class Payer:
         self._looking: set[str] = set()
         self._not_before: dict[Way, float] = {}
         self._ask_again: dict[str, float] = {}
+        self._pauses: dict[str, float] = {}
+        """How long payees that did not answer about a channel's end are left alone."""
         self._leaving: set[str] = set()
         """Channels that end as soon as nothing goes on, allocations or not."""
         self._unseen: set[str] = set()
         """Channels of an earlier run that were not compared with the chain yet: a database may be an older copy."""
+        self._memory = Memory(shared, peers)
+        self._short: dict[Way, Short] = {}
+        """What agents wanted to accept of late, and what was reserved did not suffice."""
 
     def start(self) -> None:
-        """Compare what is remembered with the chain before anything is signed on it."""
+        """Compare what is remembered with the chain, and with what payees hold, before anything is signed on it."""
+        self._peers.on_connected(self._on_connected)
         for channel in self._store.live_channels():
             if channel.role == "Requestor" and channel.platform in self._shared.chains:
                 self._unseen.add(channel.name)
                 self._start_look(channel, None)
+                self._memory.ask(channel)
+
+    async def _on_connected(self, peer: NodeId) -> None:
+        """Who was away when a channel was to be closed may be asked again."""
+        self._memory.nudge(peer)
+        for channel in self._store.live_channels():
+            if channel.peer_id == peer and self._pauses.pop(channel.name, None) is not None:
+                self._ask_again.pop(channel.name, None)
+                self._shared.wake()
 
     # --- in others' transactions ---
 
@@ -90,17 +119,28 @@ class Payer:
         if account.platform not in self._shared.chains or not drawn:
             return None
         way = (account.owner, account.peer_id, account.platform)
-        now, margin_s = self._shared.now(), self._shared.margin_s(account.platform)
+        try:
+            part = self._voucher(way, account.payee, drawn)
+        except MoneyShort:  # the transaction is taken back, but not what we learnt
+            self._short[way] = Short(account.payer, account.payee, drawn, self._shared.now() + SHORT_S)
+            self._shared.wake()
+            raise
+        self._short.pop(way, None)
+        return part
+
+    def _voucher(self, way: Way, payee: str, drawn: int) -> VoucherPart:
+        platform = way[2]
+        now, margin_s = self._shared.now_on(platform), self._shared.margin_s(platform)
         fitting = [
             c
             for c in self._store.of_way("Requestor", way)
             if c.state == "open"
-            and c.payee == account.payee
+            and c.payee == payee
             and c.signer == self._books.voucher_signer.node_id
             and c.name not in self._unseen
+            and not self._memory.asks(c)
         ]
         if not fitting:
-            self._shared.wake_later()
             raise NoChannel("nothing is reserved for this provider yet", hint="try again in a moment")
         best = next((c for c in fitting if c.room >= drawn and now < c.valid_until - margin_s), fitting[-1])
         channel = sign_up(best, drawn, now, margin_s)
@@ -258,7 +298,10 @@ class Payer:
             return
         now = self._shared.now()
         covers = self._store.live_covers("Requestor")
-        for way in dict.fromkeys(way_of(cover) for cover in covers if cover.platform in self._shared.chains):
+        self._short = {way: short for way, short in self._short.items() if short.until > now}
+        for way in dict.fromkeys((*map(way_of, covers), *self._short)):
+            if way[2] not in self._shared.chains:
+                continue
             try:
                 self._reserve(way, [cover for cover in covers if way_of(cover) == way], now)
             except Refused as error:
@@ -291,18 +334,21 @@ class Payer:
         pending = self._store.open_requests(*way)
         if any(request.kind in ("reserve", "extend") for request in pending) or self._not_before.get(way, 0) > now:
             return
-        margin_s = self._shared.margin_s(platform)
+        now, margin_s = self._shared.now_on(platform), self._shared.margin_s(platform)
         channels = self._store.of_way("Requestor", way)
+        short = self._short.get(way)
         signer = self._books.voucher_signer.node_id
         usable = [c for c in channels if c.state == "open" and c.signer == signer and now < c.valid_until - margin_s]
         channel = usable[-1] if usable else None
-        grow = plan(channel, covers, self._budget(owner, platform), now, margin_s)
+        asked = 0 if short is None else short.drawn
+        grow = plan(channel, covers, self._budget(owner, platform), now, margin_s, asked)
         if grow is None:
             return
+        payer, payee = (covers[0].payer, covers[0].payee) if short is None else (short.payer, short.payee)
         chain, connection = self._shared.chains[platform], self._books.db.connection
         with self._books.write():
             if channel is None:
-                request = self._request("reserve", way, covers[0].payer, covers[0].payee, "", grow.add)
+                request = self._request("reserve", way, payer, payee, "", grow.add)
                 chain.reserve(
                     connection,
                     request.request_id,
@@ -355,7 +401,7 @@ class Payer:
             return
         may_ask = self._ask_again.get(channel.name, 0) <= now
         half_closed = channel.state == "closing" and channel.close_signature is None
-        if now > channel.valid_until:
+        if self._shared.now_on(channel.platform) > channel.valid_until:
             self._start_look(channel, "settle" if channel.signed > channel.claimed else "release")
         elif may_ask and (half_closed or self._idle(channel)):
             self._start_closing(channel)
@@ -392,13 +438,10 @@ class Payer:
     async def _look(self, channel: Channel, then: RequestKind | None) -> None:
         """The payee may have acted meanwhile: see first, then settle or release what is left to do."""
         try:
-            before = channel.signed
             channel, seen = await self._shared.look(channel)
             self._unseen.discard(channel.name)
             with self._books.write():
                 self._books.wake(channel.owner, waiting_for(channel.peer_id))  # acceptances may wait for this look
-                if channel.claimed > before:
-                    self._recover(channel, before)
                 word = Ended(
                     request_id="",
                     tx_hash=seen.paid_tx,
@@ -420,28 +463,6 @@ class Payer:
             log.info("channel %s cannot be looked at now: %s", channel.channel_id, error)
         finally:
             await self._pause_then_wake(channel)
-
-    def _recover(self, channel: Channel, before: int) -> None:
-        """The chain has paid more than this database knew was signed: that much was ordered, too, and forgotten."""
-        forgotten = channel.signed - before
-        if forgotten <= 0:
-            return
-        log.warning("channel %s has paid %s more than is remembered", channel.channel_id, forgotten)
-        last = self._store.last_target(pair_of(channel))
-        self._store.save_target(
-            Target(
-                order_id=f"forgotten:{channel.channel_id}:{channel.signed}",
-                owner=channel.owner,
-                peer_id=channel.peer_id,
-                platform=channel.platform,
-                payer=channel.payer,
-                payee=channel.payee,
-                amount=forgotten,
-                target=last + forgotten,
-                settle_at=0,
-                done=True,
-            )
-        )
 
     async def _pause_then_wake(self, channel: Channel) -> None:
         """A look that led to nothing is not repeated at once."""
@@ -473,7 +494,7 @@ class Payer:
                         self._reopen(channel)
                         return
                     break
-                except (PeerFailed, TimeoutError) as error:
+                except (PeerFailed, KeyLocked, TimeoutError) as error:
                     log.info("%s does not answer about channel %s: %s", channel.peer_id, channel.channel_id, error)
                     await self._books.clock.sleep(delay_s)
                     delay_s *= 2
@@ -493,6 +514,7 @@ class Payer:
             vault=channel.vault,
             channel_id=channel.channel_id,
             amount=str(channel.signed),
+            signature=channel.signature,
         )
         request = msgspec.msgpack.encode(seal("close", message, self._books.signer))
         answer = await self._peers.call(NodeId(channel.peer_id), method_of("close"), request, timeout_s=CLOSE_TIMEOUT_S)
@@ -506,7 +528,10 @@ class Payer:
 
     def _agreed(self, channel: Channel, signature: bytes) -> None:
         with self._books.write():
-            self._store.save(msgspec.structs.replace(channel, close_signature=signature))
+            known = self._store.channel(channel) or channel
+            if known.state == "closed":
+                return
+            self._store.save(msgspec.structs.replace(known, close_signature=signature))
             parts = (way_of(channel), channel.payer, channel.payee, channel.channel_id)
             request = self._request("close", *parts, channel.signed)
             self._shared.chains[channel.platform].close(
@@ -522,8 +547,11 @@ class Payer:
                 self._store.save(msgspec.structs.replace(known, state="open"))
 
     def _give_up(self, channel: Channel) -> None:
-        """The payee is away: pay it now; what is left comes back after the term."""
-        self._ask_again[channel.name] = float(channel.valid_until)
+        """The payee does not agree, or is away: pay it now. It is asked again, less and less often, or when it is back;
+        else what is left comes back after the term."""
+        pause_s = self._pauses.get(channel.name, PAUSE_S[0])
+        self._ask_again[channel.name] = self._shared.now() + pause_s
+        self._pauses[channel.name] = min(2 * pause_s, PAUSE_S[1])
         with self._books.write():
             self._make_due(channel)
 

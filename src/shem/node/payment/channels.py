@@ -87,6 +87,7 @@ class Channels:
         me = self._books.signer
         protocol.serve(self._peers, self._books.db, "channel", protocol.ChannelMessage, me, self.payee.receive_channel)
         protocol.answering(self._peers, "close", protocol.CloseMessage, me, self.payee.answer_close)
+        protocol.answering(self._peers, "held", protocol.HeldMessage, me, self.payee.answer_held)
         self.payer.start()
         self.payee.start()
         self.gate.start()

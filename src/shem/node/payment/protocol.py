@@ -27,6 +27,7 @@ from shem.wire.payment import RejectionReason
 
 MAX_MESSAGE_BYTES = 256 << 10
 MAX_PARTS = 256
+MAX_HELD = 64
 
 _Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 _Text = Annotated[str, msgspec.Meta(max_length=2000)]
@@ -119,6 +120,17 @@ class CloseMessage(Message, frozen=True, kw_only=True):
     vault: _Node
     channel_id: _Id
     amount: Units
+    signature: _Signature | None = None
+    """The voucher for that, should the payee have forgotten it."""
+
+
+class HeldMessage(Message, frozen=True, kw_only=True):
+    """A payer that was started asks what it has signed, since its memory may be an older copy. The answer is a
+    :class:`Held`."""
+
+    chain_id: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    vault: _Node
+    channel_id: _Id
 
 
 class RejectionMessage(Message, frozen=True, kw_only=True):
@@ -165,8 +177,18 @@ class Signed(msgspec.Struct, frozen=True, array_like=True):
     signature: Annotated[bytes, msgspec.Meta(max_length=65)]
 
 
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """The highest voucher that a payee holds on a channel, and the last acceptance of each agreement of late: nothing but
+    what the payer has signed itself."""
+
+    amount: Units
+    signature: Annotated[bytes, msgspec.Meta(max_length=65)]
+    """Empty when there is none."""
+    acceptances: Annotated[list[Signed], msgspec.Meta(max_length=MAX_HELD)]
+
+
 LetterKind = Literal["debit-note", "invoice", "acceptance", "rejection", "cancellation", "payment", "channel"]
-CallKind = Literal["close"]
+CallKind = Literal["close", "held"]
 KINDS: Mapping[str, type[Message]] = MappingProxyType(
     {
         "debit-note": NoteMessage,
@@ -177,6 +199,7 @@ KINDS: Mapping[str, type[Message]] = MappingProxyType(
         "payment": PaymentMessage,
         "channel": ChannelMessage,
         "close": CloseMessage,
+        "held": HeldMessage,
     }
 )
 

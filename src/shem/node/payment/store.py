@@ -321,6 +321,16 @@ class Store:
         )
         return [_document(row) for row in rows]
 
+    def last_accepted(self, agreement_id: str, owner: str) -> Document | None:
+        """The document of an agreement that was accepted for the highest total."""
+        row = self._run(
+            "select * from payment_document where owner = ? and agreement_id = ? and state in ('ACCEPTED', 'SETTLED') "
+            "order by length(covered_at) desc, covered_at desc, created_at desc limit 1",
+            owner,
+            agreement_id,
+        ).fetchone()
+        return _document(row) if row else None
+
     def live_notes(self, activity_id: str, agreement_id: str, owner: str) -> list[Document]:
         """The debit notes of an activity that still ask for their money, lowest first."""
         notes = [d for d in self.of_agreement(agreement_id, owner) if d.activity_id == activity_id and d.state in LIVE]
