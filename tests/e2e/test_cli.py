@@ -291,38 +291,46 @@ async def _token_units(net: Devnet, owner: str) -> int:
     return int(await net.rpc("eth_call", {"to": net.token, "data": data}, "latest"), 16)
 
 
-async def test_payment_status_is_exact_to_the_last_digit(net: Devnet, image: Path) -> None:
-    assert (await here(net, "run", str(image), "--", "true")).status == 0
+@pytest.mark.parametrize("platform", ["erc20-devnet-tglm", "channel-devnet-tglm"])
+async def test_payment_status_is_exact_to_the_last_digit(net: Devnet, image: Path, platform: str) -> None:
+    assert (await here(net, "run", str(image), "--platform", platform, "--", "true")).status == 0
     async with asyncio.timeout(60):
         while True:  # a late bill of an earlier test may still be on its way to the chain
             told = last_json(await here(net, "payment", "status", "--json"))
-            flow = told["platforms"][0]["outgoing"]
-            if flow["requested"] == flow["confirmed"]:
+            by_name = {one["platform"]: one for one in told["platforms"]}
+            channels = by_name["channel-devnet-tglm"]
+            flows = [one["outgoing"] for one in told["platforms"]]
+            if all(f["requested"] == f["confirmed"] for f in flows) and channels["vault"]["reserved"] == "0":
                 break
             await asyncio.sleep(0.05)
     assert told["problems"] == []
-    by_name = {one["platform"]: one for one in told["platforms"]}
     names = ["erc20-devnet-tglm", "erc20-holesky-tglm", "channel-devnet-tglm", "channel-holesky-tglm", "free"]
     assert list(by_name) == names
-    chain = by_name["erc20-devnet-tglm"]
-    assert by_name["erc20-holesky-tglm"]["amount"] == chain["amount"]
+    assert [by_name[name].get("aliasOf") for name in names[:4]] == [None, names[0], None, names[2]]
+    chain, vault = by_name["erc20-devnet-tglm"], channels["vault"]
+    assert by_name["erc20-holesky-tglm"]["amount"] == chain["amount"] == chain["wallet"] == channels["wallet"]
     assert by_name["free"]["amount"] == "0"
     assert chain["address"] == net.requestor.node_id
     units = await _token_units(net, net.requestor.node_id)
     assert isinstance(chain["amount"], str)
     assert AMOUNT.fullmatch(chain["amount"])
     assert Decimal(chain["amount"]) * 10**18 == units
-    out = chain["outgoing"]
+    assert Decimal(channels["amount"]) == Decimal(chain["wallet"]) + Decimal(vault["free"])
+    out = by_name[platform]["outgoing"]
     assert out["requested"] == out["accepted"] == out["confirmed"]
-    assert Decimal(out["confirmed"]["totalAmount"]) * 10**18 == 1000 * 10**18 - units
-    assert chain["reserved"] == "0"
+    assert (by_name[platform]["paid"], by_name[platform]["owed"]) == (out["confirmed"]["totalAmount"], "0")
+    assert by_name[platform]["paid"] != "0"
+    paid = sum(Decimal(one["paid"]) for one in told["platforms"])
+    assert paid + Decimal(chain["wallet"]) + Decimal(vault["free"]) == 1000
+    assert (chain["reserved"], channels["allocated"], vault["signed"]) == ("0", "0", "0")
 
     plain = await shem(net, "payment", "status", COLUMNS="240")
     assert plain.status == 0
     assert "…" not in plain.out
     rows = {line.split("  ")[0].strip(): line.split() for line in plain.out.splitlines() if line.strip()}
-    assert rows["balance"][1:3] == [chain["amount"], "tGLM"]
-    assert rows["paid"][1] == out["confirmed"]["totalAmount"]
+    assert rows["in the wallet"][3:5] == [chain["wallet"], channels["wallet"]]
+    assert rows["free in the vault"][4:6] == ["–", vault["free"]]
+    assert rows["paid"][1:3] == [chain["paid"], channels["paid"]]
 
 
 async def test_identity_show(net: Devnet) -> None:

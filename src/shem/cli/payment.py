@@ -1,18 +1,23 @@
-"""``shem payment``: the money."""
+"""``shem payment``: the money, as it stands and as it went."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from shem.cli import payment_move
 from shem.cli.common import ApiUrl, AppKey, Json, credentials
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from shem.client.http import ApiClient
+    from shem.wire.payment import ChannelStatus, PlatformStatus, Transaction
 
 T = TypeVar("T")
 
@@ -21,49 +26,176 @@ app = typer.Typer(help="The money: what is there, what is owed, what was paid.",
 
 @app.command()
 def status(api_url: ApiUrl = None, app_key: AppKey = None, as_json: Json = False) -> None:
-    """Balances, and what came in and went out, on each platform."""
-    url, key = credentials(api_url, app_key)
+    """What is in the wallet, in the vault and in channels, and what is owed and paid."""
 
-    async def ask() -> tuple[Any, Any]:
-        from shem.client.http import ApiClient
+    async def question(http: ApiClient) -> tuple[Any, Any]:
+        platforms = await http.call("GET", "/shem-api/v1/payment/status", timeout_s=20)
+        return platforms, await http.call("GET", "/payment-api/v1/payments/status", timeout_s=20)
 
-        async with ApiClient(url, key) as http:
-            platforms = await http.call("GET", "/shem-api/v1/payment/status", timeout_s=20)
-            problems = await http.call("GET", "/payment-api/v1/payments/status", timeout_s=20)
-            return platforms, problems
-
-    platforms, problems = asyncio.run(ask())
+    platforms, problems = _ask(api_url, app_key, question)
     if as_json:
         print(json.dumps({"platforms": platforms, "problems": problems}))
         return
+    import msgspec
     from rich.console import Console
+    from rich.text import Text
+
+    from shem.client.http import BadAnswer
+    from shem.sdk.plain import plain
+    from shem.wire.payment import PlatformStatus
+
+    try:
+        found = msgspec.convert(platforms, list[PlatformStatus])
+    except msgspec.ValidationError as error:
+        raise BadAnswer(f"what answers there is no node of ours: {error}") from None
+    console = Console()
+    for group in _by_network(found):
+        console.print(_status_table(group))
+    for one in found:
+        if one.error:
+            console.print(Text(f"{one.platform}: {plain(one.error)}", style="yellow"))
+    for problem in problems:
+        console.print(Text(f"{problem.get('kind')}: {plain(problem.get('message'))}", style="yellow"))
+
+
+def _by_network(found: Sequence[PlatformStatus]) -> Iterator[list[PlatformStatus]]:
+    """Those that draw on one wallet; other names of theirs, and the free platform, where there is something to tell."""
+    moved = [p for p in found if p.alias_of is None and p.driver != "free"]
+    for network in dict.fromkeys(p.network for p in moved):
+        names = {p.platform for p in moved if p.network == network}
+        yield [p for p in found if p.platform in names or (p.alias_of in names and _busy(p))]
+    free = [p for p in found if p.driver == "free" and (_busy(p) or not moved)]
+    if free:
+        yield free
+
+
+def _busy(p: PlatformStatus) -> bool:
+    sums = (p.incoming.requested, p.outgoing.requested)
+    return p.allocated != "0" or any(one.agreements_count for one in sums)
+
+
+def _status_table(group: Sequence[PlatformStatus]) -> Table:
     from rich.table import Table
 
     from shem.sdk.progress import LEAN
 
-    table = Table(title="Payment", **LEAN)
+    table = Table(title=f"{group[0].network}, {group[0].token}, {group[0].address}", **LEAN)
     table.add_column("", no_wrap=True)
-    for p in platforms:
-        table.add_column(p["platform"], justify="right", overflow="fold")  # a sum may be broken, and is never cut
-    lines: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        ("balance", lambda p: f"{p.get('amount', '?')} {p['token']}"),
-        ("reserved", lambda p: p["reserved"]),
-        ("to pay", lambda p: _open(p["outgoing"])),
-        ("paid", lambda p: p["outgoing"]["confirmed"]["totalAmount"]),
-        ("to receive", lambda p: _open(p["incoming"])),
-        ("received", lambda p: p["incoming"]["confirmed"]["totalAmount"]),
-        ("gas", lambda p: (p.get("gas") or {}).get("balance", "–")),
-        ("block", lambda p: str(p.get("blockNumber", "–"))),
+    for p in group:
+        table.add_column(p.platform, justify="right", overflow="fold")  # a sum may be broken, and is never cut
+    lines: list[tuple[str, Callable[[PlatformStatus], str | None]]] = [
+        ("in the wallet", lambda p: p.wallet or (None if p.amount == "0" else "?")),
+        ("free in the vault", lambda p: p.vault.free if p.vault else None),
+        ("reserved in channels", lambda p: p.vault.reserved if p.vault else None),
+        ("  of it by vouchers", lambda p: p.vault.signed if p.vault else None),
+        ("vouchers of others", lambda p: p.vault.to_collect if p.vault else None),
+        ("allocated", lambda p: p.allocated),
+        ("owed", lambda p: p.owed),
+        ("paid", lambda p: p.paid),
+        ("to receive", _open),
+        ("received", lambda p: p.incoming.confirmed.total_amount),
+        ("for fees", lambda p: f"{p.gas.balance} {p.gas.currency_short_name}" if p.gas else None),
+        ("block", lambda p: None if p.block_number is None else str(p.block_number)),
     ]
     for title, show in lines:
-        table.add_row(title, *(show(p) for p in platforms))
-    console = Console()
-    console.print(table)
-    for p in platforms:
-        if p.get("error"):
-            console.print(f"{p['platform']}: {p['error']}", style="yellow", markup=False)
-    for problem in problems:
-        console.print(f"{problem.get('kind')}: {problem.get('message')}", style="yellow", markup=False)
+        values = [show(p) for p in group]
+        if any(value is not None for value in values):
+            table.add_row(title, *("–" if value is None else value for value in values))
+    return table
+
+
+def _open(p: PlatformStatus) -> str:
+    from shem.terms.amounts import format_amount, parse_amount
+
+    flow = p.incoming
+    return format_amount(parse_amount(flow.accepted.total_amount) - parse_amount(flow.confirmed.total_amount))
+
+
+@app.command()
+def channels(
+    closed: Annotated[bool, typer.Option("--all", help="Closed ones, too.")] = False,
+    api_url: ApiUrl = None,
+    app_key: AppKey = None,
+    as_json: Json = False,
+) -> None:
+    """Payment channels: with whom, how much is reserved, promised by vouchers, and paid out."""
+    from shem.client.payment import PaymentApi
+    from shem.wire.base import encode
+
+    found = _ask(api_url, app_key, lambda http: PaymentApi(http).channels())
+    shown = [one for one in found if closed or one.state != "closed"]
+    if as_json:
+        print(encode(shown).decode())
+        return
+    from rich.console import Console
+
+    console = Console(soft_wrap=True)
+    if not shown:
+        more = f"; {len(found)} closed ones: --all" if found else ""
+        console.print(f"no channels are open{more}", markup=False)
+    for one in shown:
+        for line in _channel_lines(one):
+            console.print(line, markup=False, highlight=False)
+
+
+def _channel_lines(one: ChannelStatus) -> list[str]:
+    way = "to" if one.role == "Requestor" else "from"
+    until = f" until {_time(one.valid_until)}" if one.state != "closed" else ""
+    work = f", {len(one.agreements)} agreements go on" if one.agreements else ""
+    return [
+        f"{one.state:8}{way:>4} {one.peer}  {one.platform}",
+        f"             reserved {one.reserved}, by vouchers {one.signed}, paid out {one.claimed}",
+        f"             {one.channel_id}{until}{work}",
+    ]
+
+
+@app.command()
+def history(
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, the newest first.")] = 20,
+    after: Annotated[datetime | None, typer.Option(help="Only what was asked for later (UTC).")] = None,
+    api_url: ApiUrl = None,
+    app_key: AppKey = None,
+    as_json: Json = False,
+) -> None:
+    """What the node's account did on its chains, and what is on its way there."""
+    from datetime import UTC
+
+    from shem.client.payment import PaymentApi
+    from shem.wire.base import encode
+
+    since = None if after is None else after.replace(tzinfo=after.tzinfo or UTC)
+    found = _ask(api_url, app_key, lambda http: PaymentApi(http).transactions(after=since, limit=limit))
+    if as_json:
+        print(encode(found).decode())
+        return
+    from rich.console import Console
+
+    console = Console(soft_wrap=True)
+    if not found:
+        console.print("nothing was sent to a chain yet", markup=False)
+    for one in found:
+        for line in _transaction_lines(one):
+            console.print(line, markup=False, highlight=False)
+
+
+def _transaction_lines(one: Transaction) -> list[str]:
+    from shem.sdk.plain import plain
+
+    when = "–" if one.at is None else _time(one.at)
+    many = f" ({one.entries})" if one.entries > 1 else ""
+    what = f"{one.kind}{many}"
+    lines = [f"{when:19}  {one.state:6}  {what:14} {one.amount:>24}  {one.platform}".rstrip()]
+    if one.tx_hash:
+        block = f"  block {one.block}" if one.block is not None else ""
+        gas = f"  gas {one.gas_used}" if one.gas_used is not None else ""
+        lines.append(f"    {one.tx_hash}{block}{gas}")
+    if one.detail:
+        lines.append(f"    {plain(one.detail)}")
+    return lines
+
+
+def _time(moment: datetime) -> str:
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
 @app.command()
@@ -81,6 +213,11 @@ def fund(
         print(json.dumps({"platform": told.platform, "address": told.address, "message": told.message}))
     else:
         typer.echo(f"{told.platform}: {told.message}")
+
+
+app.command("deposit")(payment_move.deposit)
+app.command("withdraw")(payment_move.withdraw)
+app.command("exit")(payment_move.leave)
 
 
 @app.command("release-allocations")
@@ -105,9 +242,3 @@ def _ask(api_url: str | None, app_key: str | None, question: Callable[[ApiClient
             return await question(http)
 
     return asyncio.run(talk())
-
-
-def _open(flow: dict[str, Any]) -> str:
-    from shem.terms.amounts import format_amount, parse_amount
-
-    return format_amount(parse_amount(flow["accepted"]["totalAmount"]) - parse_amount(flow["confirmed"]["totalAmount"]))

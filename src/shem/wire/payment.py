@@ -376,6 +376,7 @@ class PlatformStatus(Wire):
 
     ``amount`` is what can be paid with: the ``wallet``, and what is free in the vault where there is one. ``reserved`` is all
     that is promised of the same tokens, on whichever platform; ``allocated``, ``owed`` and ``paid`` are this one's alone.
+    ``alias_of`` is the platform whose money this is under another name.
     """
 
     platform: str
@@ -390,6 +391,7 @@ class PlatformStatus(Wire):
     owed: str = "0"
     paid: str = "0"
     amount: str | None = None
+    alias_of: str | None = None
     wallet: str | None = None
     vault: VaultStatus | None = None
     gas: GasStatus | None = None

@@ -74,6 +74,7 @@ def _status(
         allocated=format_amount(allocations.allocated(owner, platform.platform), decimals),
         owed=format_amount(owed, decimals),
         paid=format_amount(accepted - owed, decimals),
+        alias_of=platform.alias_of or None,
     )
     if isinstance(held, str):
         status.error = held

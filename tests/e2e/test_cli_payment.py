@@ -1,0 +1,103 @@
+"""``shem payment`` against a network: money into the vault and out of it, and what is told of it."""
+
+from __future__ import annotations
+
+import signal
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from shem.testing.devnet import Devnet
+from tests.e2e.test_cli import HASH, here, last_json, shem, start
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(240)]
+
+PLATFORM = "channel-devnet-tglm"
+
+
+async def vault(net: Devnet) -> dict[str, str]:
+    told = last_json(await here(net, "payment", "status", "--json"))
+    found: dict[str, str] = next(one["vault"] for one in told["platforms"] if one["platform"] == PLATFORM)
+    return found
+
+
+async def test_money_goes_into_the_vault_and_out_of_it(net: Devnet) -> None:
+    before = Decimal((await vault(net))["free"])
+    done = await shem(net, "payment", "deposit", "3.000000000000000001")
+    assert done.status == 0, done
+    (tx_hash,) = HASH.findall(done.out)
+    assert done.out.startswith("deposit of 3.000000000000000001 on channel-devnet-tglm is done: ")
+    assert "the deposit is asked for" in done.err
+    assert "Traceback" not in done.err
+    receipt = await net.rpc("eth_getTransactionReceipt", tx_hash)
+    assert f"in block {int(receipt['blockNumber'], 16)}\n" in done.out
+    assert Decimal((await vault(net))["free"]) == before + Decimal("3.000000000000000001")
+
+    asked = last_json(await here(net, "payment", "withdraw", "1", "--no-wait", "--json"))
+    assert set(asked) == {"id", "platform"}
+    back = last_json(await here(net, "payment", "withdraw", "0.5", "--json"))
+    assert (back["kind"], back["state"], back["amount"]) == ("withdraw", "final", "0.5")
+    assert HASH.fullmatch(back["txHash"])
+
+    told = last_json(await here(net, "payment", "history", "--json", "--limit", "3"))
+    assert [(one["kind"], one["amount"]) for one in told[:2]] == [("withdraw", "0.5"), ("withdraw", "1")]
+    plain = await here(net, "payment", "history", "--limit", "1")
+    assert plain.status == 0
+    assert back["txHash"] in plain.out
+    assert f"gas {back['gasUsed']}" in plain.out
+    later = last_json(await here(net, "payment", "history", "--json", "--after", "2990-01-01"))
+    assert later == []
+
+
+async def test_what_is_refused_says_why_and_ends_with_its_number(net: Devnet) -> None:
+    for argv, status, code in (
+        (("deposit", "100000"), 4, "money_too_much"),
+        (("withdraw", "100000"), 4, "money_too_much"),
+        (("deposit", "1.0000000000000000001"), 2, "bad_amount"),
+        (("deposit", "one"), 2, "bad_amount"),
+        (("deposit", "1", "--network", "mainnet"), 2, "bad_payment_platform"),
+        (("withdraw", "1", "--to", "0x5AAeb6053F3E94C9b9A09f33669435E7Ef1BeAed"), 2, "bad_receiver"),
+    ):
+        done = await here(net, "payment", *argv)
+        assert (done.status, done.out) == (status, ""), (argv, done)
+        assert f"code: {code}" in done.err
+
+
+async def test_who_stops_waiting_stops_nothing(net: Devnet) -> None:
+    late = await shem(net, "payment", "deposit", "0.25", "--timeout", "0")
+    assert late.status == 3
+    assert "the deposit is asked for, and is not done yet" in late.err
+    assert "the node goes on with" in late.err
+    running = await start(net, "payment", "deposit", "0.125")
+    assert running.stderr is not None
+    assert b"deposit" in await running.stderr.readline()
+    running.send_signal(signal.SIGINT)
+    await running.communicate()
+    assert running.returncode in (0, 130)  # it may have been done by then
+    last = last_json(await here(net, "payment", "deposit", "0.0625", "--json"))
+    assert last["state"] == "final"
+    told = last_json(await here(net, "payment", "history", "--json", "--limit", "4"))
+    amounts = [one["amount"] for one in told if one["kind"] == "deposit" and one["state"] == "final"]
+    assert amounts[:3] == ["0.0625", "0.125", "0.25"]
+
+
+async def test_a_job_leaves_a_channel_in_the_list_and_an_exit_takes_everything_out(net: Devnet, image: Path) -> None:
+    report = last_json(await here(net, "run", str(image), "--platform", PLATFORM, "--json", "--", "true"))
+    paid = Decimal(report["paid"])
+    found = last_json(await here(net, "payment", "channels", "--all", "--json"))
+    assert found[-1]["platform"] == PLATFORM
+    assert Decimal(found[-1]["signed"]) >= paid > 0
+    plain = await here(net, "payment", "channels", "--all")
+    assert found[-1]["channelId"] in plain.out
+    assert found[-1]["peer"] in plain.out
+
+    assert (await here(net, "payment", "deposit", "2", "--json")).status == 0
+    done = last_json(await here(net, "payment", "exit", "--force", "--json"))
+    assert (done["state"], done["locked"], done["detail"]) == ("done", [], "")
+    assert Decimal(done["withdrawn"]) >= 2
+    left = await vault(net)
+    assert (left["free"], left["reserved"]) == ("0", "0")
+    again = await here(net, "payment", "exit")
+    assert again.status == 2
+    assert "code: nothing_there" in again.err
