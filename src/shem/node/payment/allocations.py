@@ -244,15 +244,18 @@ class Allocations:
     async def _balance(self, platform: Platform, owner: str) -> int:
         if not platform.moves_money:
             return 0
-        held = (await self._books.drivers[platform.platform].balance(platform.platform, owner)).token_units
         channels = [name for name in self._books.same_money(platform.platform) if name in self.channel_platforms]
+        before = await self.in_vault(owner, channels[0]) if channels else (0, 0)
+        held = (await self._books.drivers[platform.platform].balance(platform.platform, owner)).token_units
         if not channels:
             return held
-        free, locked = await self.in_vault(owner, channels[0])
+        after = await self.in_vault(owner, channels[0])
+        # What moves between wallet, vault and channels while we look is counted once or not at all.
+        locked = min(before[1], after[1])
         if platform.platform in channels:
             return held + locked
         # What is promised on channels is taken from the vault first: only that part of the vault helps here.
-        return held + min(free + locked, self._reserved_on(owner, channels))
+        return held + min(min(before[0], after[0]) + locked, self._reserved_on(owner, channels))
 
     def _check_funds(self, owner: str, platform: Platform, requested: int, balance: int) -> None:
         if platform.moves_money:  # where nothing is ever paid, any limit is as good

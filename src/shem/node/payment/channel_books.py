@@ -20,6 +20,8 @@ from shem.node.payment.store import Transfer
 log = logging.getLogger(__name__)
 
 LOOK_TIMEOUT_S = 30.0
+KEEP_S = 30 * 86400
+"""How long rows of what is over are kept: much longer than anything that names them may be under way."""
 
 
 class ChannelBooks:
@@ -92,6 +94,13 @@ class ChannelBooks:
         if chain is None:
             return None
         return self.store.channel_at(owner, chain.vault.chain_id, chain.vault.address, channel_id)
+
+    def sweep(self) -> bool:
+        """Forget some of what was over long ago; whether there may be more."""
+        now = int(self.now())
+        with self.books.db.transaction():
+            self.store.end_covers(now)
+            return self.store.sweep(now - KEEP_S)
 
     def save_cover(self, agreement: AgreementView, owner: str) -> Cover | None:
         """Note what an approved agreement needs; ``None`` for one that is not paid through channels."""

@@ -26,6 +26,7 @@ from shem.node.payment.channel import (
     take_voucher,
 )
 from shem.node.payment.channel_books import (
+    KEEP_S,
     LOOK_ERRORS,
     ChannelBooks,
     id_bytes,
@@ -65,6 +66,8 @@ INVOICE_GRACE_S = 60
 LOOK_AGAIN_S = (0.2, 5.0)
 LOOK_AT_END_S = (0.5, 60.0)
 """How soon, and at last how often, the chain is looked at for the end of a channel that we agreed to close."""
+LOOK_AFTER_S = 3600.0
+"""The same after its term, when only its payer gains by ending it."""
 LOOKS = 40
 """How often a channel that was announced is looked for."""
 RETRY_S = 10
@@ -275,6 +278,7 @@ class Payee:
     def step(self) -> None:
         """Collect what would be lost."""
         now = self._shared.now()
+        self._not_before = {name: moment for name, moment in self._not_before.items() if moment > now}
         for channel in self._store.live_channels():
             if channel.role != "Provider" or channel.platform not in self._shared.chains:
                 continue
@@ -285,20 +289,32 @@ class Payee:
             if due and not busy and not under_way:
                 self._looking.add(channel.name)
                 self._shared.tasks.start(self._redeem(channel), f"redeem channel {channel.channel_id}")
-            elif channel.state == "closing" and channel.signed <= channel.claimed and not busy:
+            elif self._seems_over(channel) and not busy:
                 self._looking.add(channel.name)
                 self._shared.tasks.start(self._look_at_end(channel), f"see channel {channel.channel_id} closed")
+
+    def _seems_over(self, channel: Channel) -> bool:
+        """Its payer has no more to pay: whether it has closed it, the chain tells."""
+        if channel.signed > channel.claimed or not channel.valid_until:
+            return False
+        return channel.state == "closing" or self._shared.now_on(channel.platform) > channel.valid_until
 
     async def _look_at_end(self, channel: Channel) -> None:
         """Whether the payer has closed what we agreed to close: where it pays nothing more, it has nothing to tell us of."""
         first_s, most_s = LOOK_AT_END_S
+        over_s = self._shared.now_on(channel.platform) - channel.valid_until
+        most_s = most_s if over_s < 0 else LOOK_AFTER_S
         delay_s = min(2 * self._end_delay_s.get(channel.name, first_s / 2), most_s)
         self._not_before[channel.name] = self._shared.now() + delay_s
         self._end_delay_s[channel.name] = delay_s
         try:
             channel, _ = await self._shared.look(channel)
             if channel.state == "closed":
-                del self._end_delay_s[channel.name], self._not_before[channel.name]
+                self._end_delay_s.pop(channel.name, None)
+                self._not_before.pop(channel.name, None)
+            elif over_s > KEEP_S and channel.signed <= channel.claimed:  # its payer leaves its own money there
+                with self._books.write():
+                    self._store.save(msgspec.structs.replace(channel, state="closed"))
         except LOOK_ERRORS as error:
             log.info("channel %s cannot be looked at now: %s", channel.channel_id, error)
         finally:
@@ -319,8 +335,8 @@ class Payee:
     def next_moment(self) -> list[float]:
         """When time alone asks for another turn."""
         live = [c for c in self._store.live_channels() if c.role == "Provider" and c.platform in self._shared.chains]
-        moments = [redeem_moment(c, self._shared.margin_s(c.platform)) for c in live]
-        return [moment for moment in moments if moment is not None] + list(self._not_before.values())
+        moments = [redeem_moment(c, self._shared.margin_s(c.platform)) or float(c.valid_until + 1) for c in live]
+        return moments + list(self._not_before.values())
 
     async def _redeem(self, channel: Channel) -> None:
         """The payer may have paid meanwhile: see first."""

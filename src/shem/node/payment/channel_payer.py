@@ -298,6 +298,8 @@ class Payer:
             return
         now = self._shared.now()
         covers = self._store.live_covers("Requestor")
+        self._not_before = {way: moment for way, moment in self._not_before.items() if moment > now}
+        self._ask_again = {name: moment for name, moment in self._ask_again.items() if moment > now}
         self._short = {way: short for way, short in self._short.items() if short.until > now}
         for way in dict.fromkeys((*map(way_of, covers), *self._short)):
             if way[2] not in self._shared.chains:
@@ -307,9 +309,13 @@ class Payer:
             except Refused as error:
                 log.error("nothing can be reserved for %s on %s: %s", way[1], way[2], error)
                 self._not_before[way] = now + RETRY_S
-        for channel in self._store.live_channels():
+        live = self._store.live_channels()
+        for channel in live:
             if channel.role == "Requestor" and channel.platform in self._shared.chains:
                 self._tend(channel, now)
+        if self._pauses:
+            names = {channel.name for channel in live}
+            self._pauses = {name: pause for name, pause in self._pauses.items() if name in names}
         self._notice_paid()
 
     def _notice_paid(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from shem.node.db import Database
-from shem.node.payment.channel import Channel, Cover
+from shem.node.payment.channel import PAY_S, Channel, Cover
 from shem.node.payment.drivers.evm.vault import ChannelKey, Vault
 
 RequestKind = Literal["deposit", "reserve", "extend", "settle", "close", "release", "redeem"]
@@ -305,6 +305,16 @@ class ChannelStore:
         return [msgspec.convert(_numbers(row, _TARGET_BIG, ("done",)), Target) for row in rows.fetchall()]
 
     # --- forgetting ---
+
+    def end_covers(self, now: int) -> None:
+        """Agreements that ran out and that nobody has ended."""
+        self._run(
+            "update payment_cover set live = 0, changed_at = ends_at + max(after_s, ?) "
+            "where live = 1 and ends_at + max(after_s, ?) < ?",
+            PAY_S,
+            PAY_S,
+            now,
+        )
 
     def sweep(self, before: int, most: int = 500) -> bool:
         """Forget up to ``most`` rows of each kind that were over before Unix time ``before``; whether some may be left.

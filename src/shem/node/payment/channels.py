@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 MAX_SLEEP_S = 3600.0
 MIN_SLEEP_S = 0.05
+SWEEP_S = 3600.0
 _OVER = frozenset({"Terminated", "Expired", "Cancelled", "Rejected"})
 
 
@@ -59,6 +60,7 @@ class Channels:
         self._peers = peers
         self._tasks = tasks
         self._wake = asyncio.Event()
+        self._sweep_at = 0.0
         self._driver = next((driver for driver in drivers if isinstance(driver, ChannelDriver)), None)
         chains: dict[str, VaultChain] = {}
         if self._driver is not None:
@@ -102,12 +104,22 @@ class Channels:
             self.payer.step()
             self.payee.step()
             self.exits.step()
+            self._forget()
             now = self.shared.now()
             moments = [
                 m for m in (*self.payer.next_moment(), *self.payee.next_moment(), *self.exits.next_moment()) if m > now
             ]
             pause_s = min([m - now for m in moments], default=MAX_SLEEP_S)
             await self._pause(max(min(pause_s, MAX_SLEEP_S), MIN_SLEEP_S))
+
+    def _forget(self) -> None:
+        """Now and then: rows of what was over long ago."""
+        now = self.shared.now()
+        if now >= self._sweep_at:
+            some_left = self.shared.sweep()
+            self._sweep_at = now if some_left else now + SWEEP_S
+            if some_left:
+                self._wake.set()
 
     async def _pause(self, seconds: float) -> None:
         """Until told, or until the time has come by the node's clock."""
@@ -129,13 +141,20 @@ class Channels:
         return self.shared.chains.keys()
 
     async def in_vault(self, owner: str, platform: str) -> tuple[int, int]:
-        """(what the owner has free in a platform's vault, what lies in its channels there). Raises as looks do."""
-        chain = self.shared.chains[platform]
+        """(what the owner has free in a platform's vault, what lies in its channels there). Raises as looks do.
+
+        Channels that are being closed count as closed: what is left in them may be free already.
+        """
+        chain, store = self.shared.chains[platform], self.shared.store
         locked = sum(
             channel.reserved - channel.claimed
-            for channel in self.shared.store.live_channels()
+            for channel in store.live_channels()
             if (channel.owner, channel.role) == (owner, "Requestor")
             and self.shared.chains.get(channel.platform) is chain
+            and not any(
+                (request.channel_id, request.kind) in ((channel.channel_id, "close"), (channel.channel_id, "release"))
+                for request in store.open_requests(*way_of(channel))
+            )
         )
         return await chain.free(owner), locked
 

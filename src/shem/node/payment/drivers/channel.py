@@ -72,9 +72,12 @@ class ChannelDriver:
         return msgspec.structs.replace(held, token_units=held.token_units + free)
 
     async def parts(self, platform: str, address: str) -> tuple[Balance, int]:
-        """(what the wallet holds, what is free in the vault). Raises as :meth:`balance` does."""
+        """(what the wallet holds, what is free in the vault). Raises as :meth:`balance` does. What moves from one to the
+        other meanwhile is counted once or not at all."""
         vault, plain = self._way(platform)
-        return await self._erc20.balance(plain, address), await vault.free(address)
+        before = await vault.free(address)
+        wallet = await self._erc20.balance(plain, address)
+        return wallet, min(before, await vault.free(address))
 
     async def fund(self, platform: str, address: str) -> str:
         """See the protocol: tokens come to the wallet."""
