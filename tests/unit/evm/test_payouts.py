@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import zlib
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from shem.errors import Refused
+from shem.node.identity.keys import Identity
 from shem.node.payment.drivers.base import Failure, PaymentOrder, Settlement
 from shem.node.payment.drivers.evm import erc20
 from shem.node.payment.drivers.evm.payouts import MAX_PACKED
+from shem.node.payment.drivers.evm.transaction import Transaction
 from shem.testing.devchain import places
 from shem.testing.devchain.node import DevChain
 
@@ -200,3 +206,110 @@ async def test_leave_that_is_taken_back_is_asked_again(many: Any, until: Until, 
     assert keys(payer) == ["leave", "multi", "other", "leave", "multi"]
     assert token_balance(payee(9)) == 10
     assert not any(isinstance(one, Failure) for one in payer.told)
+
+
+# Contracts that refuse
+
+BLOCKED = "0x" + "00" * 17 + "0b10cd"
+
+
+@pytest.fixture
+async def blocking(chain: DevChain, many: Any, new_payer: Any, until: Until) -> Any:
+    """A payer on a token that does not serve one receiver, and a multi-transfer contract over it."""
+    rich = Identity(b"\x0a" * 32)
+    chain.fund(rich.address, wei=TOKEN)
+    packed = json.loads((Path(__file__).parent / "tokens.json").read_text())["mutants"]["one receiver is blocked"]
+    code = {
+        0: zlib.decompress(base64.b64decode(packed)) + (1000 * TOKEN).to_bytes(32, "big"),
+        1: bytes.fromhex(places.artifact("MultiTransfer")["bytecode"][2:]) + bytes(12),
+    }
+    made: list[str] = []
+    for nonce, data in code.items():
+        whole = data + (bytes.fromhex(made[0][2:]) if made else b"")
+        deploy = Transaction(
+            chain_id=1337, nonce=nonce, max_tip=1, max_fee=10**10, gas=3_000_000, to="", data=whole
+        ).sign(rich)
+        chain.chain.submit(deploy.raw)
+        chain.chain.mine()
+        receipt: Any = chain.rpc.call("eth_getTransactionReceipt", [deploy.tx_hash])
+        assert receipt["status"] == "0x1"
+        made.append(str(receipt["contractAddress"]).lower())
+    token, multi = made
+    payer = await many(token=token, multi_transfer=multi, token_units=0)
+    give = erc20.transfer(payer.identity.address, 100 * TOKEN)
+    gift = Transaction(chain_id=1337, nonce=2, max_tip=1, max_fee=10**10, gas=200_000, to=token, data=give).sign(rich)
+    chain.chain.submit(gift.raw)
+    chain.chain.mine()
+    return payer
+
+
+async def test_one_receiver_that_the_token_refuses_holds_up_no_other(blocking: Any, until: Until) -> None:
+    payer = blocking
+    with payer.db.transaction(durable=True) as connection:
+        for place in range(8):
+            to = BLOCKED if place == 5 else payee(place)
+            payer.driver.pay(connection, PaymentOrder(f"o{place}", PLATFORM, payer.identity.address, to, place + 1))
+    told = await payer.wait_told(7)
+    assert {one.order_id for one in told} == {f"o{place}" for place in range(8)} - {"o5"}
+    assert len({one.tx_hash for one in told}) == 3, "4 + 2 + 1"
+    await until(lambda: any("would refuse order:o5" in p.message for p in payer.driver.problems()))
+    for place in range(8):
+        to = BLOCKED if place == 5 else payee(place)
+        assert (await payer.driver.balance(PLATFORM, to)).token_units == (0 if place == 5 else place + 1)
+
+
+async def test_a_call_that_reverts_is_divided_and_pays_once(
+    many: Any, chain: DevChain, until: Until, token_balance: Balance
+) -> None:
+    """The tokens go elsewhere between signing and mining, and come back."""
+    thief = Identity(b"\x09" * 32)
+    payer = await many()
+    (manager,) = payer.driver.managers.values()
+    with payer.db.transaction() as connection:
+        for name, spender in (("thief", thief.address), ("multi", MULTI)):
+            manager.submit(connection, f"other:{name}", places.TOKEN_ADDRESS, erc20.approve(spender, 2**256 - 1))
+    mine = bytes.fromhex(payer.identity.address[2:])
+    await until(lambda: chain.chain.state(chain.chain.finalized).get_nonce(mine) == 2)
+    chain.fund(thief.address, wei=TOKEN)
+    chain.rpc.call("shem_setAutomine", [False])
+    order_many(payer, [1, 2, 3, 4])
+    await until(lambda: len(chain.chain.pool) == 1)
+    (raw,) = payer.db.connection.execute("select raw from evm_attempt order by signed_at desc limit 1").fetchone()
+    chain.chain.pool.clear()
+    pull = f"23b872dd{payer.identity.address[2:]:0>64}{44:0>64}{1000 * TOKEN:064x}"
+    fields: Any = {"chain_id": 1337, "max_tip": 1, "max_fee": 10**10, "gas": 200_000, "to": places.TOKEN_ADDRESS}
+    chain.chain.submit(Transaction(**fields, nonce=0, data=bytes.fromhex(pull)).sign(thief).raw)
+    chain.chain.mine()
+    chain.chain.submit(raw)
+    chain.rpc.call("shem_setAutomine", [True])
+    failed = "select count(*) from evm_intent where key like 'multi:%' and state = 'failed'"
+    await until(lambda: payer.db.connection.execute(failed).fetchone()[0] == 1)
+    assert payer.told == []
+    chain.fund(payer.identity.address, token_units=10)
+    told = await payer.wait_told(4)
+    assert {type(one) for one in told} == {Settlement}
+    assert [token_balance(payee(place)) for place in range(4)] == [1, 2, 3, 4]
+
+
+async def test_leave_that_the_token_refuses_means_one_by_one(
+    many: Any, chain: DevChain, token_balance: Balance
+) -> None:
+    """What stands at the token's address pays, and knows no ``approve``: as far as the payer can tell."""
+    ours = chain.rpc.answer
+
+    def answer(request: Any) -> Any:
+        told = ours(request)
+        for asked, reply in zip(request if isinstance(request, list) else [], told, strict=False):
+            if asked["method"] == "eth_estimateGas" and asked["params"][0]["data"].startswith("0x095ea7b3"):
+                reply.pop("result", None)
+                reply["error"] = {"code": 3, "message": "execution reverted: paused"}
+        if isinstance(request, dict) and request["method"] == "eth_estimateGas":
+            return answer([request])[0]
+        return told
+
+    chain.rpc.answer = answer  # type: ignore[method-assign]
+    payer = await many()
+    order_many(payer, [1, 2, 3])
+    await payer.wait_told(3)
+    assert keys(payer) == ["order"] * 3
+    assert [token_balance(payee(place)) for place in range(3)] == [1, 2, 3]

@@ -16,6 +16,7 @@ from coincurve import PrivateKey
 from eth_utils import keccak
 
 from shem.errors import Misconfigured
+from shem.node.payment.drivers.evm import vault
 from shem.testing.devchain import places
 from shem.testing.devchain.evm import GAS_LIMIT, Account, BadTransaction, Call, Evm, Executed, Outcome
 from shem.testing.devchain.mempool import Mempool, PoolError, fee_of, tip_of
@@ -63,17 +64,14 @@ def genesis_accounts(chain_id: int) -> dict[bytes, Account]:
         address_bytes(places.MULTI_TRANSFER_ADDRESS): Account(
             code=places.runtime_code("MultiTransfer") + token.rjust(32, b"\0")
         ),
-        address_bytes(places.VAULT_ADDRESS): Account(code=_vault_code(token, chain_id)),
+        address_bytes(places.VAULT_ADDRESS): Account(code=_vault_code(chain_id)),
     }
 
 
-def _vault_code(token: bytes, chain_id: int) -> bytes:
-    """As the constructor would leave it: the code, then its immutables token, chain id and EIP-712 domain."""
-    kind = keccak(text="EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)")
-    words = [token.rjust(32, b"\0"), chain_id.to_bytes(32, "big")]
-    named = kind + keccak(text="Shem vault") + keccak(text="1")
-    domain = keccak(named + words[1] + address_bytes(places.VAULT_ADDRESS).rjust(32, b"\0"))
-    return places.runtime_code("Vault") + b"".join([*words, domain])
+def _vault_code(chain_id: int) -> bytes:
+    """As the constructor would leave it: the code, then what it writes behind it."""
+    place = vault.Vault(chain_id, places.VAULT_ADDRESS)
+    return places.runtime_code("Vault") + vault.constructed(place, places.TOKEN_ADDRESS)
 
 
 def faucet_address() -> str:

@@ -33,7 +33,7 @@ from shem.node.payment.drivers.base import (
 from shem.node.payment.drivers.evm import erc20
 from shem.node.payment.drivers.evm.channels import INTENTS, ChannelChain
 from shem.node.payment.drivers.evm.history import Deed, deeds, one_deed
-from shem.node.payment.drivers.evm.manager import Admission, TransactionManager, only_wait
+from shem.node.payment.drivers.evm.manager import Admission, TransactionManager
 from shem.node.payment.drivers.evm.payouts import MULTI, Payouts, tokens_of
 from shem.node.payment.drivers.evm.rpc import (
     Block,
@@ -135,7 +135,7 @@ class EvmDriver:
                 return self.vaults[network.name].refused(intent, reason)
             if self.payouts[network.name].refused(signer.address, intent, reason):
                 return None
-            return only_wait(intent, reason)
+            return network.refused_s
 
         return self.manager_type(
             self._db,

@@ -54,8 +54,6 @@ log = logging.getLogger(__name__)
 MAX_IN_FLIGHT = 64
 """What ordinary nodes keep of one account without dropping any."""
 MAX_ATTEMPTS = 20
-PUT_OFF_S = 10.0
-"""An intent that the chain would refuse is tried again after so long."""
 STRANGE_LOOKS = 3
 """After so many looks a used nonce without a receipt is no race but somebody else's transaction."""
 
@@ -95,11 +93,6 @@ def heed_nothing(intent: Intent, receipt: Receipt) -> None:
     """For whoever waits for the end alone."""
 
 
-def only_wait(intent: Intent, reason: str) -> float | None:
-    """For intents that the chain will take some day."""
-    return PUT_OFF_S
-
-
 class TransactionManager:
     """One account on one chain. Two of these must not share an account."""
 
@@ -114,13 +107,14 @@ class TransactionManager:
         on_done: Callable[[Intent], None],
         admit: Admit = admit_all,
         on_receipt: Callable[[Intent, Receipt], None] = heed_nothing,
-        on_refused: Callable[[Intent, str], float | None] = only_wait,
+        on_refused: Callable[[Intent, str], float | None] | None = None,
         on_moved: Callable[[], None] = lambda: None,
     ) -> None:
         """``on_done`` is called inside the transaction in which an intent becomes ``final`` or ``failed``; ``on_receipt``
         in the same before it, and also whenever the intent is found ``mined``, which a reorg may undo. ``on_refused`` is
         asked about an intent that was never signed and that the chain would refuse: after how many seconds to try again,
-        or ``None`` when it has been dropped. ``on_moved`` is called after every look that found, or made, something new."""
+        or ``None`` when it has been dropped; without it they wait as long as is usual on the network. ``on_moved`` is
+        called after every look that found, or made, something new."""
         self._db = db
         self._pool = pool
         self._network = network
@@ -475,7 +469,8 @@ class TransactionManager:
 
     def _heed_refusal(self, intent: Intent, reason: str, problems: dict[str, DriverProblem]) -> None:
         poor = "insufficient funds" in reason.lower()
-        wait_s = PUT_OFF_S if poor else self._on_refused(intent, reason)
+        ask = None if poor else self._on_refused
+        wait_s = self._network.refused_s if ask is None else ask(intent, reason)
         if wait_s is None:
             self._changes += 1
             return

@@ -151,10 +151,15 @@ def separator(vault: Vault) -> bytes:
     return keccak256(_DOMAIN_TYPE + _NAME + _VERSION + _word(vault.chain_id) + _place(vault.address))
 
 
+def constructed(vault: Vault, token: str) -> bytes:
+    """What the constructor writes behind the code: the token, the chain, the domain."""
+    return _place(token) + _word(vault.chain_id) + separator(vault)
+
+
 def is_our_code(code: bytes, vault: Vault, token: str) -> bool:
     """Whether ``code`` is this contract over ``token`` at ``vault``: its text is pinned, and what its constructor wrote
-    behind it (the token, the chain, the domain) is known."""
-    written = _place(token) + _word(vault.chain_id) + separator(vault)
+    behind it is known."""
+    written = constructed(vault, token)
     return code.endswith(written) and keccak256(code[: -len(written)]) == CODE_HASH
 
 
