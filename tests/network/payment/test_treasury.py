@@ -14,7 +14,7 @@ import pytest
 
 from shem.client.http import ApiClient
 from shem.client.payment import PaymentApi
-from shem.errors import Conflict, MoneyShort, NotFound, Refused
+from shem.errors import Conflict, KeyLocked, MoneyShort, NotFound, Refused
 from shem.terms.pricing import LinearPricing
 from shem.testing.devchain import places
 from shem.testing.devchain.node import DevChain
@@ -169,6 +169,23 @@ async def test_without_coins_for_fees_nothing_is_begun(world, chain):
         await treasury.deposit(carol.id, treasury.platform(None, "devnet"), "1")
     assert error.value.code == "money_no_gas"
     assert await treasury.transactions(carol.id, after=None, limit=9, timeout_s=0) == []
+
+
+async def test_a_locked_node_moves_nothing_and_still_tells(world, alice, api):
+    asked = await api.deposit(wire.MoneyMove(amount="3"))
+    await final(api, asked)
+    alice.identity.lock()
+    treasury = alice.payments.treasury
+    vault = treasury.platform(None, None)
+    with pytest.raises(KeyLocked):
+        await treasury.deposit(alice.id, vault, "1")
+    with pytest.raises(KeyLocked):
+        await treasury.withdraw(alice.id, vault, "all", None)
+    with pytest.raises(KeyLocked):
+        await treasury.exit(alice.id, vault, None, force=True)
+    assert (await api.transaction(asked.id)).state == "final"
+    assert len(await api.transactions()) == 2
+    assert (await status(api)).amount == "100"
 
 
 async def test_an_exit_closes_what_is_idle_and_takes_everything_out(world, alice, bob, wait, api, chain):

@@ -2,7 +2,7 @@
 
 Everything asked for is a row when the call returns, and goes to the chain afterwards, exactly once. What cannot be done is
 refused before it is written, by codes that stay: ``money_too_much``, ``money_promised``, ``money_no_gas``,
-``nothing_there``, ``no_vault``, ``wrong_vault``, ``work_running``.
+``nothing_there``, ``no_vault``, ``wrong_vault``, ``work_running``, ``identity_locked``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import msgspec
 
-from shem.errors import MoneyShort, NotFound, Refused
+from shem.errors import KeyLocked, MoneyShort, NotFound, Refused
 from shem.node.identity.signing import keccak256
 from shem.node.payment.allocations import Allocations, BadPlatform
 from shem.node.payment.books import Books
@@ -168,7 +168,7 @@ class Treasury:
         with self._books.write():
             there = held.wallet.token_units - chain.unmined(owner, "deposit")
             units = self._fitting(units, there, there - promised, "the wallet", platform)
-            self._check_gas(held, platform, owner)
+            self._check_signer(held, platform, owner)
             request_id = str(uuid.uuid4())
             chain.deposit(self._books.db.connection, request_id, owner, units)
         return request_id
@@ -186,7 +186,7 @@ class Treasury:
                 promised = sum(self._allocations.promised(owner, platform.platform))
                 spare = held.wallet.token_units + held.free + held.reserved - promised
             units = self._fitting(units, there, spare, "the vault", platform)
-            self._check_gas(held, platform, owner)
+            self._check_signer(held, platform, owner)
             request_id = str(uuid.uuid4())
             chain.withdraw(self._books.db.connection, request_id, owner, to, units)
         return request_id
@@ -198,7 +198,7 @@ class Treasury:
         exits = self._exits()
         if held.free <= 0 and not exits.anything(owner, platform.platform):
             raise NothingThere(f"nothing of yours is in the vault on {platform.network}")
-        self._check_gas(held, platform, owner)
+        self._check_signer(held, platform, owner)
         return exits.begin(owner, platform.platform, to, force=force)
 
     def _fitting(self, asked: int | None, there: int, spare: int, where: str, platform: Platform) -> int:
@@ -225,7 +225,10 @@ class Treasury:
             )
         return asked
 
-    def _check_gas(self, held: Holdings, platform: Platform, owner: str) -> None:
+    def _check_signer(self, held: Holdings, platform: Platform, owner: str) -> None:
+        """Raises :class:`~shem.errors.KeyLocked`, :class:`NoGas`."""
+        if self._books.signer.locked:
+            raise KeyLocked(f"the key of {owner} is locked: it moves no money", hint="unlock it: shem identity unlock")
         if held.wallet.gas_wei <= 0:
             raise NoGas(
                 f"{owner} has no {platform.gas_token} on {platform.network} for the fee of a transaction",
