@@ -142,7 +142,7 @@ class ProviderAgent:
             http=self._http,
             market=self._market,
             activities=self._activities,
-            accountant=Accountant(self._payment, self._clock),
+            accountant=self._accountant(),
             cover=CoverApi(self._http),
             tools=Tools(chosen.driver, images, FilesApi(self._http), Web(config.web_private_addresses)),
             clock=self._clock,
@@ -159,6 +159,9 @@ class ProviderAgent:
         }.items():
             self._scope.start(loop, name).add_done_callback(self._loop_ended)
         await self._shop.open()
+
+    def _accountant(self) -> Accountant:
+        return Accountant(self._payment, self._clock)
 
     def _loop_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():

@@ -1,7 +1,7 @@
 """A requestor's and a provider's node in one process (loopback peers, REST on 127.0.0.1), and a real provider agent.
 
-Everything is the product: market, activities, files, payments, the agent, the sandbox. Only the chain is test money. The
-requestor is driven call by call, so that tests see every step.
+Everything is the product: market, activities, files, payments, the agent, the sandbox. Only the chain is test money, or a
+devnet's in this process (``ChainWorld``). The requestor is driven call by call, so that tests see every step.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
 import pytest
 import pytest_asyncio
 from aiohttp import web
@@ -27,14 +28,18 @@ from shem.client.market import MarketApi
 from shem.client.payment import PaymentApi
 from shem.cogs.clock import SystemClock
 from shem.node.activity.service import Activities
+from shem.node.config import NetworkConfig
 from shem.node.db import Database
 from shem.node.files.service import Files
 from shem.node.identity.keys import Identity
 from shem.node.market.service import Market
 from shem.node.payment.drivers.base import PaymentDriver
+from shem.node.payment.drivers.channel import ChannelDriver
+from shem.node.payment.drivers.evm.driver import EvmDriver
 from shem.node.payment.drivers.free import FreeDriver
+from shem.node.payment.drivers.networks import networks_from
 from shem.node.payment.drivers.testmoney import PLATFORM, Bank, TestMoneyDriver
-from shem.node.payment.service import Payments
+from shem.node.payment.service import PaymentConfig, Payments
 from shem.node.peer.loopback import Loopback
 from shem.node.peer.network import PeerNetwork
 from shem.node.rest import activity as rest_activity
@@ -49,10 +54,14 @@ from shem.provider.config import ProviderConfig, ResourceLimits, Rules
 from shem.provider.presets import Preset
 from shem.sdk.images import publish_image
 from shem.sdk.transfer import Courier
+from shem.testing.devchain import places
 from shem.testing.small_image import make_small_image
 from shem.wire.activity import CommandResult
 from shem.wire.market import Agreement, AgreementApprovedEvent, ProposalEvent, ProposalRejectedEvent
 from shem.wire.payment import Acceptance, Invoice, NewAllocation
+
+if TYPE_CHECKING:
+    from shem.testing.devchain.node import DevChain
 
 T = TypeVar("T")
 TGLM = 10**18
@@ -82,6 +91,8 @@ class TestNode:
         self.id = self.identity.node_id
         self.bootstrap: list[TestNode] = []
         self.moves_money = True
+        self.chain_drivers: Callable[[TestNode, Database], list[PaymentDriver]] | None = None
+        self.payment_config: PaymentConfig | None = None
         self.url = ""
         self._loopback = loopback
         self._bank = bank
@@ -96,11 +107,15 @@ class TestNode:
         self.peers = PeerNetwork(self.identity, self._loopback.transport)
         self.market = Market(db, self.peers, {self.id: self.identity}, clock)
         self.files = Files(db, self.peers, self.root / "files", clock)
-        self.activities = Activities(db, self.peers, self.market, clock)
+        self.activities = Activities(db, self.peers, self.market, clock, admit=self._admit)
         drivers: list[PaymentDriver] = [FreeDriver()]
-        if self.moves_money:
+        if self.chain_drivers is not None:
+            drivers[:0] = self.chain_drivers(self, db)
+        elif self.moves_money:
             drivers.insert(0, TestMoneyDriver(db, self._bank, [self.id]))
-        self.payments = Payments(db, self.peers, self.identity, self.market, self.activities, drivers, clock)
+        self.payments = Payments(
+            db, self.peers, self.identity, self.market, self.activities, drivers, clock, self.payment_config
+        )
         for service in (self.market, self.files, self.activities, self.payments):
             await _now(service.start())
             self._stack.push_async_callback(_later(service.stop))
@@ -108,6 +123,9 @@ class TestNode:
         for other in self.bootstrap:
             self.peers.add_bootstrap(other.peers.address())
         await self._serve()
+
+    async def _admit(self, owner: str, agreement_id: str) -> None:
+        await self.payments.admit(owner, agreement_id)
 
     async def _serve(self) -> None:
         async def me(request: web.Request) -> web.Response:
@@ -206,6 +224,8 @@ class Requestor:
         self.files = FilesApi(http)
         self.payment = PaymentApi(http)
         self.allocation = ""
+        self.platform = PLATFORM.platform
+        self.budget = "100"
 
     async def demand(self, package: str, **changes: Any) -> tuple[str, dict[str, Any], str]:
         """Publish a demand: for runtime ``vm`` when the package is a Golem image, else ``oci``. ``changes`` are properties;
@@ -213,7 +233,7 @@ class Requestor:
         runtime, small = ("vm", "(golem.inf.mem.gib<=0.5)") if package.startswith("hash:") else ("oci", "")
         if not self.allocation:
             made = await self.payment.create_allocation(
-                NewAllocation(total_amount="100", make_deposit=False, payment_platform=PLATFORM.platform)
+                NewAllocation(total_amount=self.budget, make_deposit=False, payment_platform=self.platform)
             )
             self.allocation = made.allocation_id
         decorations = await self.payment.demand_decorations([self.allocation])
@@ -227,7 +247,7 @@ class Requestor:
             "golem.!exp.shem.v1.require.storage.gib": 0.25,
             "golem.!exp.shem.v1.require.pids": 64,
             **{decoration.key: decoration.value for decoration in decorations.properties},
-            "golem.com.payment.chosen-platform": PLATFORM.platform,
+            "golem.com.payment.chosen-platform": self.platform,
         }
         properties = {name: value for name, value in (properties | changes).items() if value is not None}
         constraints = (
@@ -359,6 +379,54 @@ class World:
 
     async def agreement(self, agreement_id: str) -> Agreement:
         return await MarketApi(self.provider_http).agreement(agreement_id)
+
+
+class ChainWorld(World):
+    """The same on a chain of their own with a vault: deals are paid by transfer or by channel."""
+
+    def __init__(self, root: Path, platform: str, payments: PaymentConfig | None = None) -> None:
+        super().__init__(root)
+        self.platform = platform
+        self._payments = payments
+        self.chain: DevChain
+        self._ground = AsyncExitStack()
+
+    async def __aenter__(self) -> ChainWorld:
+        from shem.testing.devchain.node import DevChain  # dear to import: only these tests need a chain
+
+        self.chain = await self._ground.enter_async_context(DevChain(directory=self.root / "chain", block_time_s=0.02))
+        config = NetworkConfig(
+            chain_id=places.CHAIN_ID,
+            rpc_urls=(self.chain.rpc_url,),
+            token=places.TOKEN_ADDRESS,
+            token_symbol="tGLM",
+            vault=places.VAULT_ADDRESS,
+        )
+        [network] = networks_from({"devnet": config})
+        quick = msgspec.structs.replace(network, poll_s=0.01, max_poll_s=0.05, gather_s=0.03)
+
+        def drivers(node: TestNode, db: Database) -> list[PaymentDriver]:
+            erc20 = EvmDriver(db, [quick], [node.identity])
+            return [erc20, ChannelDriver(erc20)]
+
+        for node in (self.alice, self.bob):
+            node.chain_drivers, node.payment_config = drivers, self._payments
+        self.chain.fund(self.alice.id, wei=TGLM, token_units=1000 * TGLM)
+        self.chain.fund(self.bob.id, wei=TGLM, token_units=0)
+        await super().__aenter__()
+        self.requestor.platform = self.platform
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        try:
+            await super().__aexit__()
+        finally:
+            await self._ground.aclose()
+
+    def tokens(self, owner: str) -> int:
+        """What an address has in its wallet."""
+        call = {"to": places.TOKEN_ADDRESS, "data": "0x70a08231" + owner.removeprefix("0x").rjust(64, "0")}
+        return int(str(self.chain.rpc.call("eth_call", [call, "latest"])), 16)
 
 
 @pytest_asyncio.fixture
