@@ -95,7 +95,7 @@ class Seam:
                 await asyncio.sleep(0.01)
 
 
-@pytest.fixture(params=["testmoney", "erc20"])
+@pytest.fixture(params=["testmoney", "erc20", "erc20, many at a time"])
 async def seam(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Seam]:
     made = Seam(tmp_path / "node.db")
     if request.param == "testmoney":
@@ -107,7 +107,11 @@ async def seam(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         return
     async with DevChain(block_time_s=0.05) as chain:
         config = NetworkConfig(
-            chain_id=chain.chain_id, rpc_urls=(chain.rpc_url,), token=places.TOKEN_ADDRESS, token_symbol="tGLM"
+            chain_id=chain.chain_id,
+            rpc_urls=(chain.rpc_url,),
+            token=places.TOKEN_ADDRESS,
+            token_symbol="tGLM",
+            multi_transfer=places.MULTI_TRANSFER_ADDRESS if "many" in request.param else "",
         )
         networks = [n for n in networks_from({"devnet": config}) if n.name == "devnet"]
         made.fund = lambda address, units: chain.fund(address, wei=TGLM, token_units=units)

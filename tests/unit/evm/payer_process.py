@@ -1,6 +1,7 @@
 """A payer as a process of its own, to be killed: orders 0..N-1, pays them, notes what it was told, ends when all is told.
 
-``payer_process.py DATABASE RPC_URL COUNT``. Prints ``ready`` when the driver works and ``done`` at the end.
+``payer_process.py DATABASE RPC_URL COUNT MULTI``; MULTI is a contract that pays many, or nothing. Prints
+``ready`` when the driver works and ``done`` at the end.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ from shem.node.payment.drivers.networks import networks_from
 from shem.testing.devchain import places
 
 
-async def main(path: str, url: str, count: int) -> None:
+async def main(path: str, url: str, count: int, multi: str) -> None:
     identity = Identity(b"\7" * 32)
     db = Database(path)
     db.connection.execute("create table if not exists told (order_id text primary key, kind text not null)")
-    config = NetworkConfig(chain_id=1337, rpc_urls=(url,), token=places.TOKEN_ADDRESS, token_symbol="tGLM")
+    config = NetworkConfig(
+        chain_id=1337, rpc_urls=(url,), token=places.TOKEN_ADDRESS, token_symbol="tGLM", multi_transfer=multi
+    )
     (network,) = networks_from({"devnet": config})
-    driver = EvmDriver(db, [msgspec.structs.replace(network, poll_s=0.02, max_poll_s=0.1)], [identity])
+    quick = msgspec.structs.replace(network, poll_s=0.02, max_poll_s=0.1, gather_s=0.02)
+    driver = EvmDriver(db, [quick], [identity])
     all_told = asyncio.Event()
 
     def tell(outcome: Settlement | Failure) -> None:
@@ -52,4 +56,4 @@ async def main(path: str, url: str, count: int) -> None:
     print("done", flush=True)
 
 
-asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]))

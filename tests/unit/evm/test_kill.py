@@ -23,9 +23,9 @@ PAYER = Path(__file__).with_name("payer_process.py")
 
 
 @asynccontextmanager
-async def payer(database: Path, url: str, count: int) -> AsyncIterator[asyncio.subprocess.Process]:
+async def payer(database: Path, url: str, count: int, multi: str = "") -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, str(PAYER), str(database), url, str(count), stdout=asyncio.subprocess.PIPE
+        sys.executable, str(PAYER), str(database), url, str(count), multi, stdout=asyncio.subprocess.PIPE
     )
     try:
         assert process.stdout is not None
@@ -57,32 +57,38 @@ async def check(database: Path, url: str, count: int) -> None:
     rows.close()
 
 
-async def finish(database: Path, url: str, count: int) -> None:
-    async with asyncio.timeout(60), payer(database, url, count) as process:
+async def finish(database: Path, url: str, count: int, multi: str) -> None:
+    async with asyncio.timeout(60), payer(database, url, count, multi) as process:
         assert process.stdout is not None
         assert await process.stdout.readline() == b"done\n"
 
 
-async def kill_payer_often(seed: int, kills: int, count: int, directory: Path) -> None:
+async def kill_payer_often(seed: int, kills: int, count: int, directory: Path, multi: str = "") -> None:
     rng = random.Random(seed)
     database = directory / "node.sqlite"
     async with start_devchain(directory=directory / "chain", block_time_s=0.05) as chain:
         await fund(chain.rpc_url)
         for _ in range(kills):
-            async with payer(database, chain.rpc_url, count):
+            async with payer(database, chain.rpc_url, count, multi):
                 await asyncio.sleep(rng.uniform(0, 0.35))  # the moment of death is the point
-        await finish(database, chain.rpc_url, count)
+        await finish(database, chain.rpc_url, count, multi)
         await check(database, chain.rpc_url, count)
+    rows = sqlite3.connect(database)
+    together = rows.execute("select count(*) from evm_intent where key like 'multi:%'").fetchone()[0]
+    rows.close()
+    assert bool(together) == bool(multi)
 
 
-async def test_a_payer_killed_at_random_moments_pays_once(tmp_path: Path) -> None:
-    await kill_payer_often(1, 3, 40, tmp_path)
+@pytest.mark.parametrize("multi", ["", places.MULTI_TRANSFER_ADDRESS])
+async def test_a_payer_killed_at_random_moments_pays_once(multi: str, tmp_path: Path) -> None:
+    await kill_payer_often(1, 3, 40, tmp_path, multi)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("multi", ["", places.MULTI_TRANSFER_ADDRESS])
 @pytest.mark.parametrize("seed", range(10, 16))
-async def test_a_payer_killed_often_pays_once(seed: int, tmp_path: Path) -> None:
-    await kill_payer_often(seed, 10, 150, tmp_path)
+async def test_a_payer_killed_often_pays_once(seed: int, multi: str, tmp_path: Path) -> None:
+    await kill_payer_often(seed, 10, 150, tmp_path, multi)
 
 
 async def test_the_chain_killed_under_a_payer(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from shem.errors import Misconfigured
 from shem.node.config import NetworkConfig
-from shem.node.payment.drivers.networks import PUBLISHED, networks_from
+from shem.node.payment.drivers.networks import GWEI, PUBLISHED, networks_from
 from shem.testing.devchain import places
 
 
@@ -24,6 +24,71 @@ def test_published_platforms_have_their_known_names() -> None:
         "erc20-sepolia-tglm",
         "erc20-devnet-tglm",
     }
+
+
+PUBLIC = """
+mainnet  1        GLM  0x7DD9c5Cba05E151C895FDe1CF355C9A1D5DA6429 0xCfD497F7D111F14c3eF7eBEeE63771d1506f0AF8 -
+polygon  137      GLM  0x0B220b82F3eA3B7F6d9A1D8ab58930C064A2b5Bf 0x50100d4faf5f3b09987dea36dc2eddd57a3e561b -
+holesky  17000    tGLM 0x8888888815bf4DB87e57B609A50f938311EEd068 0xAaAAAaA00E1841A63342db7188abA84BDeE236c7 0xFACe100969FF47EB58d2CF603321B581A84bcEaC
+amoy     80002    tGLM 0x2b60e60d3fb0b36a7ccb388f9e71570da4c4594f 0xa0a51642a594763d78091bf03ee6bf8e8d663bba 0xf29ff8a13211ac33861986e407190ae5c773d53c
+hoodi    560048   tGLM 0x55555555555556AcFf9C332Ed151758858bd7a26 0x222222222220C9269Cfb43eD434888F604d1dC21 0x500F965199C63865A3E666cA3fF55B64F1c8Bc8b
+sepolia  11155111 tGLM 0x167b15ada84c63427c6c813B915a42eFC72E7175 -                                          0x31A2a20956a40c2F358Fa5cec59D55a9C5d6fF9A
+"""  # noqa: E501
+"""Golem's pages of contracts and the configuration its nodes ship: chain, token, multi-transfer, faucet."""
+
+
+def test_published_addresses_are_golems() -> None:
+    theirs = {line.split()[0]: line.split()[1:] for line in PUBLIC.strip().splitlines()}
+    ours = {
+        network.name: [
+            str(network.chain_id),
+            network.symbol,
+            *(address or "-" for address in (network.token, network.multi_transfer, network.faucet)),
+        ]
+        for network in PUBLISHED
+        if network.name != "devnet"
+    }
+    assert ours == {name: [row[0], row[1], *(word.lower() for word in row[2:])] for name, row in theirs.items()}
+
+
+def test_published_limits_are_what_is_usual() -> None:
+    """In gwei: mainnet 40 at most and 1.01 as a tip, Polygon 500 and 25.011; ten payments in a call, as Golem's nodes make."""
+    known = {network.name: network for network in PUBLISHED}
+    assert [known["mainnet"].max_fee_wei, known["mainnet"].usual_tip_wei] == [40 * GWEI, 1_010_000_000]
+    assert [known["polygon"].max_fee_wei, known["polygon"].usual_tip_wei] == [500 * GWEI, 25_011_000_000]
+    for network in PUBLISHED:
+        assert network.usual_tip_wei <= network.max_tip_wei <= network.max_fee_wei
+        assert network.multi_max <= (100 if network.name == "devnet" else 10)
+        assert network.depth is None, "all of them say themselves what is final"
+        assert network.vault == "", "nobody has published one"
+
+
+def test_an_operator_sets_limits_and_contracts() -> None:
+    multi = "0x" + "aB" * 20
+    given = mine(multi_transfer=multi, max_fee_gwei="25.5", max_tip_gwei="2", max_head_age_s=90, depth=12)
+    (network,) = networks_from({"own": given})
+    assert network.multi_transfer == multi.lower()
+    assert (network.max_fee_wei, network.max_tip_wei) == (25_500_000_000, 2_000_000_000)
+    assert (network.max_head_age_s, network.depth) == (90, 12)
+    (network,) = networks_from({"own": mine(max_head_age_s=0)})
+    assert network.max_head_age_s is None
+    assert (network.max_fee_wei, network.multi_transfer) == (100 * GWEI, "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"multi_transfer": "0x12"}, r"networks\.own\.multi_transfer"),
+        ({"multi_transfer": places.TOKEN_ADDRESS}, "is the token itself"),
+        ({"max_fee_gwei": "much"}, r"networks\.own\.max_fee_gwei"),
+        ({"max_fee_gwei": "0"}, "is nothing"),
+        ({"max_tip_gwei": "0.0000000001"}, r"networks\.own\.max_tip_gwei"),
+        ({"max_tip_gwei": "200"}, "more than"),
+    ],
+)
+def test_limits_that_can_be_none_are_named(changes: dict[str, str], said: str) -> None:
+    with pytest.raises(Misconfigured, match=said):
+        networks_from({"own": mine(**changes)})
 
 
 def test_configuration_gives_a_published_network_its_endpoints() -> None:

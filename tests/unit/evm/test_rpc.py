@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -53,8 +54,8 @@ def honest(
     return [{"jsonrpc": "2.0", "id": r["id"], "result": known[str(r["method"])]} for r in requests]
 
 
-def pool(line: Line, *urls: str, max_head_age_s: float | None = None) -> RpcPool:
-    return RpcPool(urls, 7, transport=line, max_head_age_s=max_head_age_s, timeout_s=0.2)
+def pool(line: Line, *urls: str, **how: Any) -> RpcPool:
+    return RpcPool(urls, 7, transport=line, timeout_s=0.2, **how)
 
 
 async def slow(url: str, body: bytes) -> bytes:
@@ -103,6 +104,32 @@ async def test_an_endpoint_that_comes_back_is_used_at_once_when_it_is_the_only_o
             await alone.call("eth_blockNumber", [], str)
     line.bad = honest
     assert await alone.call("eth_blockNumber", [], str) == "0x5"
+
+
+async def test_an_endpoint_that_falls_behind_later_is_left_then() -> None:
+    line = Line(honest)
+    both = pool(line, BAD, GOOD, max_head_age_s=60, recheck_s=0)
+    assert await both.call("eth_blockNumber", [], str) == "0x5"
+    assert set(line.asked) == {BAD}
+    line.bad = lambda r: honest(r, age_s=1000)
+    line.asked.clear()
+    assert await both.call("eth_blockNumber", [], str) == "0x5"
+    assert line.asked[-1] == GOOD
+
+
+async def test_the_chain_is_known_by_its_first_block() -> None:
+    seen: list[str] = []
+
+    def pin(first: str) -> str:
+        seen.append(first)
+        return seen[0]
+
+    other = {"number": "0x0", "hash": "0x" + "11" * 32, "timestamp": hex(int(time.time()))}
+    line = Line(lambda r: honest(r, eth_getBlockByNumber=other))
+    assert await pool(line, GOOD, BAD, pin=pin).call("eth_blockNumber", [], str) == "0x5"
+    with pytest.raises(WrongChain, match="not the chain it was"):
+        await pool(line, BAD, pin=pin).call("eth_blockNumber", [], str)
+    assert await pool(line, BAD, GOOD, pin=pin).call("eth_blockNumber", [], str) == "0x5"
 
 
 async def test_silence_ends_after_the_timeout() -> None:

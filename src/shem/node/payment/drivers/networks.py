@@ -294,6 +294,20 @@ def _wei(text: str, name: str, usual: int) -> int:
     return wei
 
 
+def _limits(base: Network, given: NetworkConfig) -> tuple[int, int]:
+    """(most for a unit of gas, most of it as a tip), in wei."""
+    place = f"networks.{base.name}"
+    fee = _wei(given.max_fee_gwei, f"{place}.max_fee_gwei", base.max_fee_wei)
+    tip = _wei(given.max_tip_gwei, f"{place}.max_tip_gwei", min(base.max_tip_wei, fee))
+    if tip > fee:
+        raise Misconfigured(
+            f"{place}.max_tip_gwei is more than {place}.max_fee_gwei",
+            code="bad_fee",
+            hint="the tip is a part of the fee",
+        )
+    return fee, tip
+
+
 def _configured(base: Network, given: NetworkConfig) -> Network:
     place = f"networks.{base.name}"
     token = _address(given.token, f"{place}.token", "ERC-20", "bad_token_address")
@@ -301,6 +315,7 @@ def _configured(base: Network, given: NetworkConfig) -> Network:
     multi = _contract(
         given.multi_transfer, f"{place}.multi_transfer", "multi-transfer", "bad_multi_transfer_address", token
     )
+    max_fee, max_tip = _limits(base, given)
     # The published contracts belong to the published token.
     published = token == base.token
     age_s = base.max_head_age_s if given.max_head_age_s is None else given.max_head_age_s or None
@@ -312,8 +327,8 @@ def _configured(base: Network, given: NetworkConfig) -> Network:
         symbol=given.token_symbol,
         vault=vault or (base.vault if published else ""),
         depth=given.depth,
-        max_fee_wei=_wei(given.max_fee_gwei, f"{place}.max_fee_gwei", base.max_fee_wei),
-        max_tip_wei=_wei(given.max_tip_gwei, f"{place}.max_tip_gwei", base.max_tip_wei),
+        max_fee_wei=max_fee,
+        max_tip_wei=max_tip,
         max_head_age_s=age_s,
         aliases=given.aliases,
         multi_transfer=multi or (base.multi_transfer if published else ""),

@@ -1,4 +1,4 @@
-"""The same chaos of channels on a real node (anvil), where there is one."""
+"""The same chaos of channels and of transfers on a real node (anvil), where there is one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shem.testing.devchain import places
 from shem.testing.devchain.chain import Chain
 from shem.testing.devchain.rpc import Rpc
 from tests.unit.evm.test_channel_chaos import Channels
-from tests.unit.evm.test_chaos import EvmDriver
+from tests.unit.evm.test_chaos import EvmDriver, Many, World
 from tests.unit.vault.conftest import Call, anvil_process
 
 DEPTH = 2
@@ -34,7 +34,7 @@ class Anvil:
         self.pool = SimpleNamespace(clear=lambda: self.call("anvil_dropAllTransactions", []))
         ours = Chain(directory)
         rpc = Rpc(ours, changed=lambda: None, automine=lambda on: None)
-        for place in (places.TOKEN_ADDRESS, places.VAULT_ADDRESS):
+        for place in (places.TOKEN_ADDRESS, places.MULTI_TRANSFER_ADDRESS, places.VAULT_ADDRESS):
             self.call("anvil_setCode", [place, rpc.call("eth_getCode", [place, "latest"])])
         ours.close()
 
@@ -79,7 +79,9 @@ class Anvil:
         """Ended by who started it."""
 
 
-class OnAnvil(Channels):
+class OnAnvil(World):
+    """Before the kind of world in the order of bases."""
+
     ask: Call
 
     def start_chain(self) -> None:
@@ -97,10 +99,11 @@ def node() -> Iterator[Call]:
 
 
 @pytest.mark.interop
+@pytest.mark.parametrize("kind", [Channels, World, Many])
 @pytest.mark.parametrize("seed", range(8))
-async def test_exactly_once_on_a_real_node(seed: int, tmp_path: Path, node: Call) -> None:
-    world_type = type("World", (OnAnvil,), {"ask": staticmethod(node)})
-    world = world_type(seed, 10, tmp_path, EvmDriver)
+async def test_exactly_once_on_a_real_node(seed: int, kind: type[World], tmp_path: Path, node: Call) -> None:
+    world_type = type("OnNode", (OnAnvil, kind), {"ask": staticmethod(node)})
+    world = world_type(seed, 10 if kind is Channels else 30, tmp_path, EvmDriver)
     try:
         async with asyncio.timeout(100):
             wrong = await world.run()
