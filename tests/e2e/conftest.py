@@ -57,9 +57,14 @@ async def registry(image: Path) -> AsyncIterator[Registry]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def net(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> AsyncIterator[Devnet]:
-    """A chain, a requestor node and three providers."""
+    """A chain, a requestor node and three providers, who start for a reserve that suits the small budgets of tests."""
     options = ("--insecure-registry", registry.host)
-    async with Devnet(tmp_path_factory.mktemp("devnet"), providers=3, provider_options=options) as network:
+    network = Devnet(tmp_path_factory.mktemp("devnet"), providers=3, provider_options=options)
+    for provider in network.providers:
+        settings = provider.data_dir / "agent" / "provider.toml"
+        settings.parent.mkdir(parents=True)
+        settings.write_text("[rules]\nleast_cover_s = 1\ncover_spare_s = 0.0\n")
+    async with network:
         yield network
 
 

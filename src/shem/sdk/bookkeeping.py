@@ -6,6 +6,9 @@ machine was ours. One that asks too much is refused and its provider is left.
 The budgets are kept before money is owed (:mod:`shem.sdk.purse` knows how): when one of the session's or of a map's is used
 up, its machines are given back and its work ends. When only what one provider may earn is used up, the machines there are given
 back, nothing more is rented there, and the work goes on elsewhere.
+
+Where money is owed by voucher, a bill can be accepted only as far as money is reserved for its provider. The node reserves more
+by itself, which takes a moment; the bill waits for that, holds up no other, and is told of when it waits long.
 """
 
 from __future__ import annotations
@@ -14,15 +17,17 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from shem.client.http import NodeUnreachable
 from shem.client.payment import PaymentApi
 from shem.cogs.tasks import TaskScope
-from shem.errors import Conflict, Gone, MoneyShort, NotFound, ShemError
+from shem.errors import Conflict, Gone, KeyLocked, MoneyShort, NotFound, ShemError
 from shem.sdk import events
+from shem.sdk.channels import ChannelWatch, reserve_wanted
 from shem.sdk.hiring import Hired
 from shem.sdk.purse import Account, BudgetExceeded, Line, Purse
 from shem.terms.amounts import format_amount, parse_amount
@@ -42,6 +47,14 @@ TELL_S = 1.0
 """How often what is owed is told while machines are open."""
 SHORTEST_WAIT_S = 0.05
 """Between two looks at the limits; the time that giving back may take allows for it."""
+COVER_FIRST_S = 5.0
+"""A bill that waits longer than this for money to be reserved is told of."""
+COVER_POLL_S = 30.0
+COVER_TRIES = 20
+"""So often the node is asked to accept a bill when enough is reserved, each time for up to :data:`COVER_POLL_S`."""
+COVER_CODES = frozenset({"cover_short", "no_channel"})
+
+Taken = Literal["accepted", "refused", "waits"]
 
 
 class OpenPurse(Purse):
@@ -54,6 +67,40 @@ class OpenPurse(Purse):
         self.broke.add_done_callback(lambda future: None if future.cancelled() else future.exception() and None)
 
 
+@dataclass(frozen=True)
+class Bill:
+    """A document to accept: a debit note's running total, or an invoice's sum."""
+
+    account: Account
+    document: DebitNote | Invoice
+    due: int
+
+    @property
+    def invoice(self) -> Invoice | None:
+        """``None`` for a debit note."""
+        return self.document if isinstance(self.document, Invoice) else None
+
+    @property
+    def stream(self) -> str:
+        """Of one stream only the latest bill matters."""
+        document = self.document
+        return document.agreement_id if isinstance(document, Invoice) else document.activity_id
+
+    @property
+    def total(self) -> int:
+        """What it brings its agreement's bill to."""
+        others = (v for k, v in self.account.billed.items() if k != self.stream)
+        return self.due if self.invoice is not None else self.due + sum(others)
+
+    @property
+    def activities(self) -> int:
+        """How many it is for, with what was billed before."""
+        document = self.document
+        if isinstance(document, Invoice):
+            return len(document.activity_ids)
+        return len({*self.account.billed, document.activity_id})
+
+
 class Bookkeeper:
     """Accepts, refuses, follows. An async context manager around one allocation."""
 
@@ -64,10 +111,12 @@ class Bookkeeper:
         allocation_id: str,
         limits: Limits,
         session_id: str,
+        platform: str,
         emit: Callable[[events.Event], None],
         leave: Callable[[str, str, str, str], None],
     ) -> None:
         self._payment = payment
+        self._channels = ChannelWatch(payment, platform, emit)
         self._allocation_id = allocation_id
         self._all = OpenPurse(limits)
         self._purses: list[OpenPurse] = [self._all]
@@ -80,12 +129,19 @@ class Bookkeeper:
         self._since = datetime.now(UTC) - CLOCK_SLACK
         self._seen_payments: set[str] = set()
         self._accounts_changed = asyncio.Event()
+        self._uncovered: dict[str, Bill] = {}
+        """By stream: bills that wait for money to be reserved."""
         self._give_back: Callable[[Purse, str], None] = lambda purse, provider_id: None
 
     @property
     def broke(self) -> asyncio.Future[None]:
         """Fails with :class:`~shem.sdk.purse.BudgetExceeded` once a budget of the whole session is used up."""
         return self._all.broke
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether money is owed by voucher here."""
+        return self._channels.serves
 
     def on_used_up(self, callback: Callable[[Purse, str], None]) -> None:
         """Called when machines of a purse must be given back: all, or those of the named provider."""
@@ -122,6 +178,7 @@ class Bookkeeper:
         self._scope.start(self._follow("invoices", self._payment.invoice_events, self._on_invoice), "invoices")
         self._scope.start(self._watch_settlements(), "settlements")
         self._scope.start(self._guard(), "budget")
+        self._scope.start(self._channels.run(), "channels")
         return self
 
     async def __aexit__(
@@ -135,15 +192,25 @@ class Bookkeeper:
         """Bills of this agreement are expected from now on. Raises :class:`~shem.sdk.purse.BudgetExceeded` when not even
         the start of it fits what is left."""
         now = time.monotonic()
-        account = Account(hired, threads, now)
+        reserve = reserve_wanted(hired) if self.by_channel else 0
+        account = Account(hired, threads, now, reserve=reserve)
         try:
             for limit in (self._all, purse):
                 if limit is not None:
                     limit.open(account, now)
+            account.awaited = reserve > 0
         except BudgetExceeded:
             account.closed = account.opened
             raise
         finally:
+            self._accounts_changed.set()
+
+    def started(self, agreement_id: str) -> None:
+        """Its activity is there; if that waited for money to be reserved, time counts from now."""
+        account = self._accounts[agreement_id]
+        if account.awaited:
+            account.awaited, account.started = False, time.monotonic()
+            self._channels.look(account.hired.provider_id)
             self._accounts_changed.set()
 
     def close_account(self, agreement_id: str, *, lost: bool = False) -> None:
@@ -166,13 +233,17 @@ class Bookkeeper:
         """
         await self._wait(lambda a: a.billed_for_good or a.lost, timeout_s)
         missing = await self._wait(lambda a: a.billed_for_good, LOST_WAIT_S)
+        waiting = {bill.document.agreement_id for bill in self._uncovered.values() if bill.invoice is not None}
         for agreement_id in missing:
-            self._emit(events.BillMissing(self._accounts[agreement_id].hired.provider_id, agreement_id))
+            if agreement_id not in waiting:
+                self._emit(events.BillMissing(self._accounts[agreement_id].hired.provider_id, agreement_id))
         return missing
 
     async def wait_settled(self, timeout_s: float) -> list[str]:
         """Until every accepted bill is final on its chain; the agreements still open when the time is up."""
-        return await self._wait(lambda a: a.settled >= a.cost, timeout_s)
+        unpaid = await self._wait(lambda a: a.settled >= a.cost, timeout_s)
+        await self._channels.finish()
+        return unpaid
 
     async def _wait(self, done: Callable[[Account], bool], timeout_s: float) -> list[str]:
         def missing() -> list[str]:
@@ -257,11 +328,7 @@ class Bookkeeper:
         account = self._accounts.get(note.agreement_id)
         if account is None or note.status != "RECEIVED":
             return
-        due = parse_amount(note.total_amount_due)
-        others = sum(v for k, v in account.billed.items() if k != note.activity_id)
-        if await self._accept(account, note, due, others + due, len({*account.billed, note.activity_id})):
-            account.billed[note.activity_id] = due
-            await self._moved(account)
+        await self._take(Bill(account, note, parse_amount(note.total_amount_due)))
 
     async def _on_invoice(self, event: object) -> None:
         if getattr(event, "event_type", "") != "InvoiceReceivedEvent":
@@ -272,38 +339,78 @@ class Bookkeeper:
             return
         if invoice.status not in ("RECEIVED", "ACCEPTED", "SETTLED"):
             return
-        due = parse_amount(invoice.amount)
-        if invoice.status != "RECEIVED" or await self._accept(account, invoice, due, due, len(invoice.activity_ids)):
-            account.invoiced = due
-            await self._moved(account)
+        bill = Bill(account, invoice, parse_amount(invoice.amount))
+        if invoice.status == "RECEIVED":
+            await self._take(bill)
+        else:
+            await self._record(bill)
 
-    async def _accept(
-        self, account: Account, document: DebitNote | Invoice, due: int, total: int, activities: int
-    ) -> bool:
-        """Accept ``due`` of a document that brings the agreement's bill to ``total``."""
+    async def _take(self, bill: Bill) -> None:
+        """Accept or refuse it now, or let it wait beside the others."""
+        waited = self._uncovered.get(bill.stream)
+        if waited is None:
+            if await self._accept(bill, 0.0) == "waits":
+                self._uncovered[bill.stream] = bill
+                self._scope.start(self._accept_covered(bill.stream), f"bill {bill.stream[:8]}")
+        elif waited.due <= bill.due:
+            self._uncovered[bill.stream] = bill
+
+    async def _accept_covered(self, stream: str) -> None:
+        """Until enough is reserved for the latest bill of a stream; the node tells."""
+        try:
+            for attempt in range(COVER_TRIES):
+                bill = self._uncovered[stream]
+                try:
+                    taken = await self._accept(bill, COVER_POLL_S if attempt else COVER_FIRST_S, tell=True)
+                except (ShemError, TimeoutError) as error:
+                    log.info("a bill of %s could not be accepted: %s", bill.account.hired.name, error)
+                    await asyncio.sleep(0.5)  # the node restarts, or is busy; a refused connection returns at once
+                    continue
+                if taken != "waits" and self._uncovered[stream] is bill:
+                    return
+            log.warning("a bill of %s is not accepted: too little is reserved for it", bill.account.hired.name)
+        finally:
+            del self._uncovered[stream]
+
+    async def _accept(self, bill: Bill, wait_s: float, *, tell: bool = False) -> Taken:
+        """Accept it, if need be when enough is reserved after up to ``wait_s``."""
+        account, document, total = bill.account, bill.document, bill.total
         hired, now = account.hired, time.monotonic()
-        most = account.most(activities, now)
+        most = account.most(bill.activities, now)
         if total > most:
             why = f"it bills {format_amount(total)} where the agreed price allows at most {format_amount(most)}"
             await self._refuse(account, document, "bill_too_high", why)
-            return False
+            return "refused"
         for purse in self._purses:
             if purse.holds(hired.agreement.agreement_id) and (which := purse.refuses(account, total, now)):
                 await self._refuse(account, document, "bill_over_budget", f"it does not fit the {purse.of}'s {which}")
-                return False
-        acceptance = Acceptance(total_amount_accepted=format_amount(due), allocation_id=self._allocation_id)
+                return "refused"
+        acceptance = Acceptance(total_amount_accepted=format_amount(bill.due), allocation_id=self._allocation_id)
         try:
             if isinstance(document, Invoice):
-                await self._payment.accept_invoice(document.invoice_id, acceptance)
+                await self._payment.accept_invoice(document.invoice_id, acceptance, timeout_s=wait_s)
             else:
-                await self._payment.accept_debit_note(document.debit_note_id, acceptance)
+                await self._payment.accept_debit_note(document.debit_note_id, acceptance, timeout_s=wait_s)
         except (Conflict, Gone, NotFound) as error:
             log.info("a bill of %s could not be accepted: %s", hired.name, error)
-            return False
-        except MoneyShort as error:
-            await self._refuse(account, document, error.code, error.message)
-            return False
-        return True
+            return "refused"
+        except (MoneyShort, KeyLocked) as error:
+            if isinstance(error, MoneyShort) and error.code not in COVER_CODES:
+                await self._refuse(account, document, error.code, error.message)
+                return "refused"
+            if tell:
+                agreement_id = document.agreement_id
+                self._emit(events.BillWaits(hired.provider_id, agreement_id, total, error.code, error.message))
+            return "waits"
+        await self._record(bill)
+        return "accepted"
+
+    async def _record(self, bill: Bill) -> None:
+        if bill.invoice is not None:
+            bill.account.invoiced = bill.due
+        else:
+            bill.account.billed[bill.stream] = max(bill.due, bill.account.billed.get(bill.stream, 0))
+        await self._moved(bill.account)
 
     async def _refuse(self, account: Account, document: DebitNote | Invoice, code: str, why: str) -> None:
         account.refused = why
@@ -323,6 +430,7 @@ class Bookkeeper:
         agreement = account.hired.agreement.agreement_id
         self._accounts_changed.set()
         self._emit(events.CostChanged(agreement, account.hired.provider_id, account.cost))
+        self._channels.look(account.hired.provider_id)
         async with self._changed:
             self._changed.notify_all()
 

@@ -14,23 +14,32 @@ REQUIRE = "golem.!exp.shem.v1.require."
 ACCEPT_TIMEOUT_S = 120
 """We accept debit notes as they come; a provider may end an agreement whose notes wait longer than this."""
 
+NOTES_EVERY_S = 3
+"""How often a machine that is paid by channel bills: a voucher costs no more than a message, what is spent is seen live, and
+neither side risks more than so much work."""
+
 
 def demand_properties(
-    package: str, need: Need, *, subnet: str, name: str, expires: datetime, decorations: Decorations
+    package: str, need: Need, *, subnet: str, name: str, expires: datetime, decorations: Decorations, by_channel: bool
 ) -> dict[str, Any]:
     """The demand's properties (contract §7.2, and the resources that the sandbox is held to)."""
-    return {
-        "golem.node.id.name": name,
-        "golem.node.debug.subnet": subnet,
-        "golem.srv.comp.expiration": int(expires.timestamp() * 1000),
-        "golem.srv.comp.task_package": package,
-        "golem.srv.caps.multi-activity": True,
-        "golem.com.payment.debit-notes.accept-timeout?": ACCEPT_TIMEOUT_S,
-        f"{REQUIRE}mem.gib": need.memory_gib,
-        f"{REQUIRE}cpu.threads": need.cpu_threads,
-        f"{REQUIRE}storage.gib": need.storage_gib,
-        f"{REQUIRE}pids": need.pids,
-    } | {d.key: d.value for d in decorations.properties}
+    often = {"golem.com.scheme.payu.debit-note.interval-sec?": NOTES_EVERY_S} if by_channel else {}
+    return (
+        often
+        | {
+            "golem.node.id.name": name,
+            "golem.node.debug.subnet": subnet,
+            "golem.srv.comp.expiration": int(expires.timestamp() * 1000),
+            "golem.srv.comp.task_package": package,
+            "golem.srv.caps.multi-activity": True,
+            "golem.com.payment.debit-notes.accept-timeout?": ACCEPT_TIMEOUT_S,
+            f"{REQUIRE}mem.gib": need.memory_gib,
+            f"{REQUIRE}cpu.threads": need.cpu_threads,
+            f"{REQUIRE}storage.gib": need.storage_gib,
+            f"{REQUIRE}pids": need.pids,
+        }
+        | {d.key: d.value for d in decorations.properties}
+    )
 
 
 def demand_constraints(need: Need, *, subnet: str, decorations: Decorations) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, TypeAlias
 
 from shem.terms.budgets import Budget, Limits, Price
@@ -160,6 +161,35 @@ class BillRefused:
 
 
 @dataclass(frozen=True)
+class BillWaits:
+    """A bill that brings its agreement to ``amount`` (base units) cannot be accepted yet: too little is reserved for its
+    provider by channel (``cover_short``, ``no_channel``), or the node's key is locked. It is accepted as soon as it can be."""
+
+    provider_id: str
+    agreement_id: str
+    amount: int
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ChannelChanged:
+    """A payment channel with one of the session's providers, in base units: what is ``reserved`` for it on the chain, the
+    voucher that was ``signed`` last, and what it has ``claimed``. ``state``: ``open``, ``closing`` or ``closed``; what a
+    closed one had reserved beyond its claim has come back. Vouchers count all that was ever paid through the channel."""
+
+    provider_id: str
+    channel_id: str
+    platform: str
+    state: str
+    reserved: int
+    signed: int
+    claimed: int
+    opened_tx: str
+    valid_until: datetime
+
+
+@dataclass(frozen=True)
 class BillMissing:
     """A provider has sent no final bill in time (it went away, mostly)."""
 
@@ -195,7 +225,9 @@ Event: TypeAlias = (
     | BudgetSet
     | SpendingChanged
     | BillRefused
+    | BillWaits
     | BillMissing
+    | ChannelChanged
     | PaymentSettled
 )
 

@@ -53,6 +53,7 @@ R = TypeVar("R")
 DEFAULT_API_URL = "http://127.0.0.1:7465"
 INVOICE_WAIT_S = 30.0
 SETTLE_WAIT_S = 60.0
+CHANNEL_DRIVER = "channel"
 
 
 class Golem:
@@ -63,7 +64,8 @@ class Golem:
     may cost. ``budget_per_provider``: the most that one provider may earn; the work goes on at others. What is written in
     USD is turned into tokens when the session begins, at the price that :mod:`shem.sdk.prices` finds.
 
-    ``platform``: which payment platform (``erc20-polygon-glm`` …; default: the node's first). ``api_url`` and ``app_key``
+    ``platform``: which payment platform (``erc20-polygon-glm``, ``channel-devnet-tglm`` …; default: by channel on the node's
+    first network where that has a vault, else the node's first). ``api_url`` and ``app_key``
     default to ``YAGNA_API_URL`` and ``YAGNA_APPKEY``, and else to this user's own node. ``max_hourly``: offers whose fully
     used hour costs more are passed over. ``progress``: draw a live picture on stderr (default: when it is a terminal, or
     ``SHEM_PROGRESS=always``). ``listener`` gets every :data:`~shem.sdk.events.Event`.
@@ -108,6 +110,7 @@ class Golem:
         self._left: dict[str, str] = {}
         self._maps: weakref.WeakSet[AsyncGenerator[Any, None]] = weakref.WeakSet()
         self._sync: SyncGolem | None = None
+        self._released = False
 
     # -- coming and going
 
@@ -153,6 +156,7 @@ class Golem:
                 allocation_id=allocation.allocation_id,
                 limits=limits,
                 session_id=self._session_id,
+                platform=account.platform,
                 emit=self._emit,
                 leave=self._leave,
             )
@@ -183,6 +187,8 @@ class Golem:
             late = await self._books.wait_invoices(INVOICE_WAIT_S)
             if late:
                 log.warning("%d agreements have sent no final bill; the node goes on accepting none", len(late))
+            else:
+                await self._release()  # so that channels are closed at once
             unpaid = await self._books.wait_settled(SETTLE_WAIT_S)
             if unpaid:
                 log.warning("%d payments are not final yet; the node goes on with them", len(unpaid))
@@ -229,6 +235,9 @@ class Golem:
         return budget.limits(self._token, price), price
 
     async def _release(self) -> None:
+        if self._released:
+            return
+        self._released = True
         try:
             await self._payment.release_allocation(self._allocation_id)
         except ShemError as error:
@@ -405,7 +414,10 @@ class Golem:
 
 
 async def sending_account(payment: PaymentApi, platform: str | None) -> Account:
-    """What to pay from: on ``platform``, or the node's first. Raises ``Refused`` (``no_platform``)."""
+    """What to pay from: on ``platform``, or on the node's first network, by channel where it has a vault there.
+
+    Raises ``Refused`` (``no_platform``).
+    """
     accounts = [a for a in await payment.requestor_accounts() if a.send]
     chosen = [a for a in accounts if platform in (None, a.platform)]
     if not chosen:
@@ -415,7 +427,10 @@ async def sending_account(payment: PaymentApi, platform: str | None) -> Account:
             code="no_platform",
             hint="configure the network on the node, or choose one of those with platform=",
         )
-    return chosen[0]
+    first = chosen[0]
+    # never another network or token than the node's own choice: only the way of paying differs
+    same = [a for a in chosen if (a.network, a.token) == (first.network, first.token)]
+    return next((a for a in same if a.driver == CHANNEL_DRIVER), first)
 
 
 def _result(outcome: Outcome[R]) -> R:

@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 LIFETIME_S = 2 * 3600.0
 """An agreement ends by itself after this; a longer job goes on with a new one."""
 CREATE_TRIES = 4
+COVER_WAITS = 60
+"""A provider answers that no money is reserved for it yet after half a minute or so; it ends the agreement itself when it has
+waited long enough for its chain."""
 MAX_DEPLOY_FAILURES = 3
 """An image that fails to start at so many providers, and nowhere works, is taken to be what is wrong."""
 DESTROY_S = 5.0
@@ -127,6 +130,7 @@ class Machines:
                 name=f"requestor-{self._node_id[2:8]}",
                 expires=datetime.now(UTC) + timedelta(seconds=LIFETIME_S),
                 decorations=self._decorations,
+                by_channel=self._books.by_channel,
             )
             return properties, constraints
 
@@ -198,10 +202,12 @@ class Machines:
     async def _start(self, machine: Machine) -> Rental:
         hired = machine.hired
         agreement_id = hired.agreement.agreement_id
-        machine.activity_id = await self._create_activity(agreement_id)
         self._count += 1
+        number = self._count
+        machine.activity_id = await self._create_activity(number, hired)
+        self._books.started(agreement_id)
         rental = Rental(
-            self._count,
+            number,
             hired.provider_id,
             hired.name,
             agreement_id,
@@ -223,16 +229,23 @@ class Machines:
         self._emit(events.RentalStarted(rental.number, hired.provider_id, hired.name, agreement_id))
         return rental
 
-    async def _create_activity(self, agreement_id: str) -> str:
-        """The provider may see the approval a moment after we do (its node lost our answer and asks again)."""
-        for attempt in range(CREATE_TRIES):
+    async def _create_activity(self, number: int, hired: Hired) -> str:
+        """The provider may see the approval a moment after we do (its node lost our answer and asks again); where it is
+        paid by channel it also waits, for the time that its chain takes, until money that was reserved is final."""
+        refusals = waits = 0
+        while True:
             try:
-                return await self._activities.create(agreement_id, timeout_s=60)
-            except Refused as error:
-                if error.code != "agreement_not_approved" or attempt == CREATE_TRIES - 1:
+                return await self._activities.create(hired.agreement.agreement_id, timeout_s=60)
+            except (Refused, PeerFailed) as error:
+                refusals += error.code == "agreement_not_approved"
+                waits += error.code == "no_cover"
+                early = error.code == "agreement_not_approved" and refusals < CREATE_TRIES
+                if not early and (error.code != "no_cover" or waits > COVER_WAITS):
                     raise
-                await asyncio.sleep(0.3 * (attempt + 1))
-        raise AssertionError("the last try returns or raises")
+            if refusals:
+                await asyncio.sleep(0.3 * refusals)
+            if waits:
+                self._emit(events.RentalProgress(number, hired.name, "waiting until its money is reserved"))
 
     async def _give_back(self, machine: Machine, code: str) -> None:
         """End the activity and the agreement. Finishes even when we are being cancelled; again does nothing."""

@@ -20,6 +20,7 @@ from typing import Generic, TypeVar
 from shem.cogs.tasks import TaskScope
 from shem.errors import MoneyShort, ShemError
 from shem.sdk import events
+from shem.sdk.purse import ReserveShort
 from shem.sdk.rental import LOST, Rental
 from shem.sdk.types import CommandFailed, TaskFailed
 
@@ -201,7 +202,8 @@ class Mapping(Generic[T, R]):
     async def _worker_gave_up(self, error: ShemError | TimeoutError) -> None:
         """No machine for this worker. As long as others have one, or look for one, the work goes on with fewer."""
         async with self._changed:
-            if isinstance(error, MoneyShort) or self._open_workers <= 1:
+            broke = isinstance(error, MoneyShort) and not isinstance(error, ReserveShort)
+            if broke or self._open_workers <= 1:
                 self._fatal = self._fatal or error
             else:
                 log.warning("going on with fewer machines: %s", error)

@@ -74,6 +74,7 @@ class ProgressDisplay:
         self._work: TaskID | None = None
         self._money: TaskID | None = None
         self._rows: dict[int, TaskID] = {}
+        self._channels: dict[str, TaskID] = {}
         self._running = False
 
     def _start(self) -> None:
@@ -120,8 +121,28 @@ class ProgressDisplay:
                 if self._money is None:
                     self._money = self._progress.add_task("money", total=None, note="", money=True)
                 self._progress.update(self._money, note=spending_words(event, self._report))
+            case events.BillWaits(provider_id=pid, reason=reason):
+                name = plain(self._name(pid), MAX_NAME)
+                self._warn(f"a bill of {name} is not accepted yet and waits: {plain(reason)}")
+            case events.ChannelChanged():
+                self._show_channel(event)
             case _:
                 pass
+
+    def _show_channel(self, channel: events.ChannelChanged) -> None:
+        self._start()
+        row = self._channels.get(channel.channel_id)
+        if row is None:
+            name = f"  voucher {plain(self._name(channel.provider_id), MAX_NAME)}"
+            row = self._channels[channel.channel_id] = self._progress.add_task(name, total=None, note="", money=True)
+        self._progress.update(row, note=channel_words(channel, self._report.token))
+        if channel.state == "closed":
+            self._progress.update(row, total=0)
+            self._progress.stop_task(row)
+
+    def _name(self, provider_id: str) -> str:
+        provider = self._report.providers.get(provider_id)
+        return provider_id[:10] if provider is None else provider.name
 
     def _warn(self, words: str) -> None:
         self._progress.console.print(words, markup=False, highlight=False, style="yellow")
@@ -137,7 +158,7 @@ class ProgressDisplay:
     def close(self) -> None:
         """Stop drawing and show the bill."""
         if self._running:
-            for row in (self._work, self._money):
+            for row in (self._work, self._money, *self._channels.values()):
                 if row is not None:
                     self._progress.stop_task(row)
             self._progress.stop()
@@ -151,6 +172,15 @@ def spending_words(event: events.SpendingChanged, report: Report) -> str:
     limit = report.budget.limits.total if report.budget is not None else None
     of = "" if limit is None else f" of {format_amount(limit)}"
     return f"≤ {_short(event.owed)}{of} {report.token}, {_short(event.hourly)}/h"
+
+
+def channel_words(channel: events.ChannelChanged, token: str) -> str:
+    """How far the voucher has grown of what is reserved; shortened, for the eye alone."""
+    if channel.state == "closed":
+        back = channel.reserved - channel.claimed
+        return f"{_short(channel.claimed)} {token} paid, {_short(back)} came back"
+    ending = ", closing" if channel.state == "closing" else ""
+    return f"{_short(channel.signed)} of {_short(channel.reserved)} {token} reserved{ending}"
 
 
 def budget_words(event: events.BudgetSet) -> str:
@@ -215,12 +245,44 @@ def show_bill(report: Report, console: Console) -> None:
     for p in report.providers.values():
         for reason in p.refused.values():
             console.print(f"not paid: the bill of {p.name}: {reason}", style="yellow", markup=False, soft_wrap=True)
+        for bill in p.waiting.values():
+            words = f"not accepted yet: {format_amount(bill.amount)} that {p.name} asks: {bill.reason}"
+            console.print(words, style="yellow", markup=False, soft_wrap=True)
         if p.unbilled:
             console.print(f"{p.name} has sent no bill for {len(p.unbilled)} agreement(s)", style="yellow", markup=False)
-    payments = [(p.name, s) for p in report.providers.values() for s in p.payments if s.tx_hash]
-    if payments:
+    show_channels(report, console)
+    show_transactions(report, console)
+
+
+def show_channels(report: Report, console: Console) -> None:
+    """What was reserved for each provider on the chain, how much of it was promised by voucher, and what came back."""
+    channels = [(p.name, c) for p in report.providers.values() for c in p.channels.values()]
+    if not channels:
+        return
+    table = Table(title="Paid by channel", **LEAN)
+    table.add_column("provider", overflow="fold")
+    for heading in ("reserved", f"last voucher {report.token}".strip(), "came back"):
+        table.add_column(heading, justify="right", overflow="fold")
+    for name, channel in channels:
+        closed = channel.state == "closed"
+        back = format_amount(channel.reserved - channel.claimed) if closed else f"after {channel.valid_until:%H:%M} UTC"
+        amounts = (format_amount(channel.reserved), format_amount(channel.signed), back)
+        table.add_row(Text(plain(name, MAX_NAME)), *amounts)
+    console.print(table)
+
+
+def show_transactions(report: Report, console: Console) -> None:
+    """Where on the chain it was paid: one line for each transaction, with all whom it paid."""
+    paid: dict[tuple[int | None, str], list[str]] = {}
+    for provider in report.providers.values():
+        for payment in provider.payments:
+            if payment.tx_hash:
+                names = paid.setdefault((payment.block_number, payment.tx_hash), [])
+                if (name := plain(provider.name, MAX_NAME)) not in names:
+                    names.append(name)
+    if paid:
         console.print("Settled on the chain", style="bold")
-    for name, payment in payments:
+    for (block, tx_hash), names in paid.items():
         # one line each, however long: a hash that is cut cannot be looked up
-        line = f"  {plain(name, MAX_NAME)}  block {payment.block_number}  {payment.tx_hash}"
+        line = f"  block {block}  {tx_hash}  {', '.join(names)}"
         console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -36,6 +36,13 @@ class BudgetExceeded(MoneyShort):
     default_code = "money_budget"
 
 
+class ReserveShort(BudgetExceeded):
+    """What is left of the budget does not suffice for the reserve that this provider wants before it starts: somebody with
+    a smaller one, or fewer machines at once, may do."""
+
+    default_code = "money_reserve"
+
+
 class ProviderSpent(BudgetExceeded):
     """One provider has earned all that it may; the work can go on elsewhere."""
 
@@ -57,6 +64,12 @@ class Account:
     refused: str = ""
     lost: bool = False
     """Its provider was not there to be told that the work is over."""
+    reserve: int = 0
+    """What is set aside for it by channel before it starts."""
+    awaited: bool = False
+    """It has not started: its provider waits until the reserve is final."""
+    started: float | None = None
+    """When it did, if later than it was opened."""
 
     @property
     def billed_for_good(self) -> bool:
@@ -77,24 +90,30 @@ class Account:
         """What it will have cost by then, fully used; once billed, the bill."""
         if self.billed_for_good:
             return self.cost
-        return max(self.cost, self._full_use(self._end(moment) - self.opened))
+        used_s = 0.0 if self.awaited else self._end(moment) - self._begin
+        return max(self.cost, self._full_use(used_s))
 
     def since(self, begun: float, moment: float, cost: int) -> int:
         """Of ``cost``, the most that can have come up between the two moments."""
         end = self._end(moment)
         if end < begun:
             return 0
-        if self.opened >= begun:
+        if self._begin >= begun:
             return cost
         # + 1: both ends of the time are rounded down
         fresh = self._full_use(end - begun) - self._full_use(0.0) + 1
-        unexplained = max(0, cost - self._full_use(end - self.opened))
+        unexplained = max(0, cost - self._full_use(end - self._begin))
         return min(cost, fresh + unexplained)
 
     @property
     def hourly(self) -> int:
-        """What an hour of it costs, fully used; nothing once it was given back."""
-        return 0 if self.closed is not None else self._full_use(HOUR_S) - self._full_use(0.0)
+        """What an hour of it costs, fully used; nothing before it starts and once it was given back."""
+        stands = self.awaited or self.closed is not None
+        return 0 if stands else self._full_use(HOUR_S) - self._full_use(0.0)
+
+    @property
+    def _begin(self) -> float:
+        return self.opened if self.started is None else self.started
 
     def _end(self, moment: float) -> float:
         return moment if self.closed is None else min(self.closed, moment)
@@ -175,6 +194,23 @@ class Purse:
             if line.owed > line.limit and line.provider_id in ("", hired.provider_id):
                 self.spent_providers |= {line.provider_id} - {""}
                 raise self.used_up(line.which, f"renting {hired.name} for {GIVE_BACK_S:g} s would exceed")
+        self._check_reserve(account)
+
+    def _check_reserve(self, account: Account) -> None:
+        """Raises :class:`ReserveShort`."""
+        total = self.limits.total
+        if total is None or not account.reserve:
+            return
+        taken = sum(a.cost + (a.reserve if a.closed is None else 0) for a in self.accounts.values() if a is not account)
+        if taken + account.reserve > total:
+            wants, name = format_amount(account.reserve), account.hired.name
+            raise ReserveShort(
+                f"{name} wants {wants} reserved before it starts, and the {self.of}'s budget of {format_amount(total)} does "
+                f"not hold that" + (" beside what others have" if taken else ""),
+                hint="raise budget=, or pay by transfer: platform='erc20-…'",
+                limit="budget",
+                amount=format_amount(total),
+            )
 
     def refuses(self, account: Account, total: int, now: float) -> Which | None:
         """Which limit a bill that brings the account to ``total`` would break, of what was accepted before."""

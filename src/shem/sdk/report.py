@@ -26,8 +26,12 @@ class ProviderReport:
     payments: list[events.PaymentSettled] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     """Agreement id → why its bill was not accepted."""
+    waiting: dict[str, events.BillWaits] = field(default_factory=dict)
+    """Agreement id → its bill that cannot be accepted yet."""
     unbilled: set[str] = field(default_factory=set)
     """Agreements that no final bill came for."""
+    channels: dict[str, events.ChannelChanged] = field(default_factory=dict)
+    """Channel id → how it stands."""
     left: str = ""
 
     @property
@@ -74,13 +78,20 @@ class Report:
                 self._of(pid).failures += 1
                 self.tasks_failed += not retried
             case events.CostChanged(provider_id=pid, agreement_id=agreement, cost=cost):
-                self._of(pid).costs[agreement] = cost
+                provider = self._of(pid)
+                provider.costs[agreement] = cost
+                if (waits := provider.waiting.get(agreement)) is not None and waits.amount <= cost:
+                    del provider.waiting[agreement]
             case events.BudgetSet(of="session"):
                 self.budget = event
             case events.SpendingChanged():
                 self.spending = event
             case events.BillRefused(provider_id=pid, agreement_id=agreement, reason=reason):
                 self._of(pid).refused[agreement] = reason
+            case events.BillWaits(provider_id=pid, agreement_id=agreement):
+                self._of(pid).waiting[agreement] = event
+            case events.ChannelChanged(provider_id=pid, channel_id=channel):
+                self._of(pid).channels[channel] = event
             case events.BillMissing(provider_id=pid, agreement_id=agreement):
                 self._of(pid).unbilled.add(agreement)
             case events.PaymentSettled(provider_id=pid):
@@ -108,8 +119,8 @@ class Report:
 
     @property
     def settled(self) -> bool:
-        """Whether every agreement was billed, no bill was refused, and each is paid to the last unit."""
-        return all(p.paid == p.cost and not p.refused and not p.unbilled for p in self.providers.values())
+        """Whether every agreement was billed, no bill was refused or waits, and each is paid to the last unit."""
+        return all(p.paid == p.cost and not (p.refused or p.waiting or p.unbilled) for p in self.providers.values())
 
     def finish(self) -> None:
         """The session is over: stop its clock."""
@@ -151,6 +162,7 @@ class Report:
                     "cost": format_amount(p.cost),
                     "paid": format_amount(p.paid),
                     "refused": sorted(p.refused.values()),
+                    "waiting": sorted(w.reason for w in p.waiting.values()),
                     "unbilled": len(p.unbilled),
                     "left": p.left or None,
                     "payments": [
@@ -162,10 +174,26 @@ class Report:
                         }
                         for s in p.payments
                     ],
+                    "channels": [_channel(c) for c in p.channels.values()],
                 }
                 for p in self.providers.values()
             ],
         }
+
+
+def _channel(channel: events.ChannelChanged) -> dict[str, Any]:
+    closed = channel.state == "closed"
+    return {
+        "channel_id": channel.channel_id,
+        "platform": channel.platform,
+        "state": channel.state,
+        "reserved": format_amount(channel.reserved),
+        "signed": format_amount(channel.signed),
+        "claimed": format_amount(channel.claimed),
+        "returned": format_amount(channel.reserved - channel.claimed) if closed else None,
+        "opened_tx": channel.opened_tx,
+        "valid_until": channel.valid_until.isoformat(),
+    }
 
 
 def _price(price: Price) -> dict[str, Any]:
