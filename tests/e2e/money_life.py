@@ -8,14 +8,18 @@ channel, running, acceptance, closing and settlement. A blow falls a random mome
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import shutil
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from shem.cogs.process import ProcessFailed
 from shem.errors import ShemError
 from shem.sdk import Golem, Rental, events
 from shem.testing.devnet import Devnet, DevNode
-from tests.e2e.conftest import session, until
+from tests.e2e.conftest import processes_of, session, until
 from tests.e2e.money_oracle import Oracle, in_words
 
 CHANNEL, TRANSFER = "channel-devnet-tglm", "erc20-devnet-tglm"
@@ -29,14 +33,19 @@ REST_S = 90.0
 STAGES = {
     "negotiation": 0.8,
     "opening": 1.0,
-    "running": 2.5,
+    "running": 3.0,
     "acceptance": 0.3,
-    "closing": 0.6,
-    "settlement": 2.5,
+    "closing": 3.0,
+    "settlement": 1.0,
 }
 """The stages of a job, and within how many seconds of their first sign a blow falls."""
-VICTIMS = (("requestor",), ("node",), ("machine",), ("requestor", "node"), ("requestor", "machine"))
-"""Who is killed at once: the requestor's node; the node of a provider, whose agent goes on; or its agent too."""
+VICTIMS = {("requestor",): 4, ("node",): 4, ("machine",): 2, ("requestor", "node"): 3, ("requestor", "machine"): 1}
+"""Who is killed at once, and how often: the requestor's node; the node of a provider, whose agent goes on; or its agent too."""
+LOOK_S = 0.3
+"""Between two looks at everything."""
+DATABASE = "node.db"
+LONG_S = 25.0
+"""Longer than a node is asked again and again."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,15 @@ class Blow:
     victims: tuple[str, ...]
     provider: int
     away_s: float
-    again_s: float | None
-    """So long after its end the same ones are killed once more."""
+    starting_s: float | None = None
+    """Killed again so long after their start began, before or after they were ready."""
+
+    def __str__(self) -> str:
+        who = " and ".join(
+            victim if victim == "requestor" else f"{victim} {self.provider + 1}" for victim in self.victims
+        )
+        again = "" if self.starting_s is None else f", and once more {self.starting_s:.2f} s into their start"
+        return f"{self.stage} + {self.delay_s:.2f} s: {who}, for {self.away_s:.2f} s{again}"
 
 
 @dataclass(frozen=True)
@@ -61,33 +77,31 @@ class Story:
     blows: tuple[Blow, ...]
 
     def __str__(self) -> str:
-        lines = [f"seed {self.seed} on {self.platform}"]
-        for blow in self.blows:
-            again = "" if blow.again_s is None else f", and again after {blow.again_s:.2f} s"
-            who = " and ".join(f"{v} {blow.provider + 1}" if v != "requestor" else v for v in blow.victims)
-            lines.append(f"{blow.stage} + {blow.delay_s:.2f} s: {who}, for {blow.away_s:.2f} s{again}")
-        return "\n  ".join(lines)
+        return "\n  ".join([f"seed {self.seed} on {self.platform}", *map(str, self.blows)])
 
 
-def story(seed: int, platform: str | None = None) -> Story:
+def story(seed: int) -> Story:
     """What happens under a seed: always the same."""
     dice = random.Random(f"money {seed}")
     stages = list(STAGES)
     first = stages[seed % len(stages)]
-    second = dice.choice(stages[stages.index(first) :]) if dice.random() < 0.35 else None
-    blows = []
-    for stage in filter(None, (first, second)):
-        blows.append(
-            Blow(
-                stage=stage,
-                delay_s=dice.uniform(0, STAGES[stage]),
-                victims=dice.choices(VICTIMS, weights=(4, 4, 2, 2, 1))[0],
-                provider=dice.randrange(WORKERS),
-                away_s=dice.choice((0.0, dice.uniform(0, 2))),
-                again_s=dice.uniform(0, 1.5) if dice.random() < 0.2 else None,
-            )
-        )
-    return Story(seed, platform or (TRANSFER if seed % 4 == 3 else CHANNEL), tuple(blows))
+    second = [dice.choice(stages[stages.index(first) :])] if dice.random() < 0.5 else []
+    platform = TRANSFER if seed % 4 == 3 else CHANNEL
+    return Story(seed, platform, tuple(_blow(stage, dice) for stage in (first, *second)))
+
+
+def _blow(stage: str, dice: random.Random) -> Blow:
+    (victims,) = dice.choices(list(VICTIMS), list(VICTIMS.values()))
+    away_s = dice.choices((0.0, dice.uniform(0, 2), LONG_S), (5, 5, 1))[0]
+    return Blow(
+        stage=stage,
+        delay_s=dice.uniform(0, STAGES[stage]),
+        victims=victims,
+        provider=dice.randrange(WORKERS),
+        # a program waits for its own node for a while, but not for ever
+        away_s=away_s if "requestor" not in victims else min(away_s, 10.0),
+        starting_s=dice.uniform(0, 2.0) if dice.random() < 0.3 else None,
+    )
 
 
 @dataclass
@@ -154,10 +168,12 @@ class World:
     async def rest(self, told: Told) -> None:
         """Wait until all money is where it belongs."""
         self.rented |= told.rented
-        problems = ["not looked"]
+        problems: list[str] = []
 
         async def settled() -> bool:
             nonlocal problems
+            if problems:
+                await asyncio.sleep(LOOK_S)
             problems = await self.oracle.problems(self.rented)
             return not problems
 
@@ -184,10 +200,61 @@ class World:
             if agent:
                 await self.net.start_agent(node)
 
+    async def begin_to_restore(self, blow: Blow, seconds: float) -> None:
+        """Start the nodes that were killed, and kill them again so much later, ready or not."""
+        async with asyncio.TaskGroup() as group:
+            for node, _ in self.struck(blow):
+                group.create_task(self._start_in_vain(node))
+            await asyncio.sleep(seconds)
+            for node, _ in self.struck(blow):
+                _kill_those_starting(node)
+        for node, _ in self.struck(blow):
+            await self.stop_node(node)
+
+    async def _start_in_vain(self, node: DevNode) -> None:
+        try:
+            await self.net.start_node(node)
+        except ProcessFailed:
+            pass  # as it should
+
+    async def stop_node(self, node: DevNode) -> None:
+        """As a power cut does."""
+        assert node.node is not None
+        node.node.kill()
+        await node.node.wait()
+
+    def copy_books(self, node: DevNode) -> Path:
+        """The database of a node that does not run, as it is now."""
+        copy = self.root / f"copy-{node.name}"
+        shutil.rmtree(copy, ignore_errors=True)
+        copy.mkdir()
+        for file in node.data_dir.glob(f"{DATABASE}*"):
+            shutil.copy(file, copy)
+        return copy
+
+    async def put_back(self, node: DevNode, copy: Path) -> None:
+        """A node of the network wakes up with older books."""
+        await self.stop_node(node)
+        self._dirty = True
+        for file in node.data_dir.glob(f"{DATABASE}*"):
+            file.unlink()
+        for file in copy.iterdir():
+            shutil.copy(file, node.data_dir)
+        await self.net.start_node(node)
+
     def struck(self, blow: Blow) -> list[tuple[DevNode, bool]]:
         """The nodes that a blow kills, each with whether its agent dies too."""
         provider = self.net.providers[blow.provider]
         return [(self.net.requestor if v == "requestor" else provider, v == "machine") for v in blow.victims]
+
+
+def _kill_those_starting(node: DevNode) -> None:
+    for process in processes_of(node.data_dir):
+        try:
+            if b"\0node\0run\0" in Path(f"/proc/{process}/cmdline").read_bytes():
+                os.kill(process, signal.SIGKILL)
+        except OSError:
+            continue  # it has ended by itself
 
 
 class Life:
@@ -197,7 +264,8 @@ class Life:
         self._world = world
         self._story = what
         self.told = Told()
-        self._signs = {stage: asyncio.Event() for stage in STAGES}
+        """What happened so far."""
+        self.signs = {stage: asyncio.Event() for stage in STAGES}
         self._begun = asyncio.get_running_loop().time()
         self._hands = asyncio.Lock()
 
@@ -212,17 +280,16 @@ class Life:
         self.told.log.append(f"{asyncio.get_running_loop().time() - self._begun:6.2f} s  {what}")
 
     async def _strike(self, blow: Blow) -> None:
-        await self._signs[blow.stage].wait()
-        for pause_s in (blow.delay_s, blow.again_s):
-            if pause_s is None:
-                return
-            await asyncio.sleep(pause_s)
-            async with self._hands:  # what one blow has killed comes back before another falls
-                self._note(f"killed in {blow.stage}: {', '.join(blow.victims)}")
-                await self._world.kill(blow)
-                await asyncio.sleep(blow.away_s)
-                await self._world.restore(blow)
-                self._note("back")
+        await self.signs[blow.stage].wait()
+        await asyncio.sleep(blow.delay_s)
+        async with self._hands:  # what one blow has killed comes back before another falls
+            self._note(f"killed in {blow.stage}: {', '.join(blow.victims)}")
+            await self._world.kill(blow)
+            await asyncio.sleep(blow.away_s)
+            if blow.starting_s is not None:
+                await self._world.begin_to_restore(blow, blow.starting_s)
+            await self._world.restore(blow)
+            self._note("back")
 
     async def _program(self) -> None:
         left = set(range(TASKS))
@@ -256,7 +323,7 @@ class Life:
                 self._sign("opening")
             case events.TaskStarted():
                 self._sign("running")
-            case events.CostChanged():
+            case events.CostChanged(cost=cost) if cost:
                 self._sign("acceptance")
             case events.PaymentSettled():
                 self._sign("settlement")
@@ -266,9 +333,9 @@ class Life:
                 pass
 
     def _sign(self, stage: str) -> None:
-        if not self._signs[stage].is_set():
+        if not self.signs[stage].is_set():
             self._note(stage)
-            self._signs[stage].set()
+            self.signs[stage].set()
 
 
 async def task(machine: Rental, number: int) -> int:
