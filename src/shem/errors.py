@@ -9,8 +9,8 @@
     │   ├── Conflict       … came at the wrong moment                 409
     │   └── Gone           … came after the end                       410
     ├── PeerFailed         the other node must act
+    │   └── KeyLocked      … or the owner of a node, by unlocking its key 423
     ├── MoneyShort         the owner must fund or wait
-    ├── KeyLocked          the owner must unlock the node's key      423
     ├── WorkFailed         the workload or its sandbox: in batch results, never an HTTP status
     └── Misconfigured      the operator must edit configuration: at start only
     TimeoutError           Python's own; 408 where the API has it
@@ -98,16 +98,17 @@ class PeerFailed(ShemError):
     default_code = "peer_failed"
 
 
+class KeyLocked(PeerFailed):
+    """The owner of a node, ours or another, must unlock its key. Until then it signs nothing; what is asked may be asked
+    again, as of a node that is away."""
+
+    default_code = "identity_locked"
+
+
 class MoneyShort(ShemError):
     """The owner must fund, or wait."""
 
     default_code = "money_short"
-
-
-class KeyLocked(ShemError):
-    """The owner must unlock the key. Until then nothing is signed, and what is asked may be asked again."""
-
-    default_code = "identity_locked"
 
 
 class WorkFailed(ShemError):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from shem.cli.passphrases import PassphraseFd, PassphraseFile, given_passphrase
-from shem.cogs.places import default_data_dir
-from shem.node.config import SECRETS, load_config
+from shem.cogs.places import default_data_dir, forget_secrets
+from shem.node.config import load_config
 
 app = typer.Typer(help="The node: your place in the network.", no_args_is_help=True)
 
@@ -56,8 +55,7 @@ def run(
         },
     )
 
-    for told in SECRETS:  # what this process starts need not know them
-        os.environ.pop(told, None)
+    forget_secrets()
 
     def ready(facts: dict[str, str]) -> None:
         if as_json:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from shem.cli.common import ApiUrl, AppKey, credentials
-from shem.cogs.places import default_data_dir
+from shem.cogs.places import default_data_dir, forget_secrets
 
 app = typer.Typer(help="The provider agent: offer this machine and be paid for its work.", no_args_is_help=True)
 
@@ -77,6 +77,8 @@ def run(
             "web_private_addresses": web_private_addresses or None,
         },
     )
+
+    forget_secrets()  # sandboxes' helpers need not know the key
 
     def ready(facts: dict[str, object]) -> None:
         if as_json:

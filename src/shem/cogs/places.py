@@ -10,6 +10,8 @@ KEY_FILE = "app.key"
 """In a node's data directory: the app key for programs of the user who runs the node (0600)."""
 URL_FILE = "api.url"
 """There too, while the node runs: the address of its REST API."""
+SECRETS = ("YAGNA_AUTOCONF_ID_SECRET", "YAGNA_AUTOCONF_APPKEY", "YAGNA_APPKEY")
+"""Variables that hold secrets."""
 DEFAULT_URL = "http://127.0.0.1:7465"
 MAX_FILE = 1000
 
@@ -32,6 +34,12 @@ def local_app_key(environ: Mapping[str, str] | None = None) -> str:
 def owners_key(data_dir: Path) -> str:
     """The key that the node of this directory has left for its owner; ``""`` when there is none to read."""
     return _line(data_dir / KEY_FILE)
+
+
+def forget_secrets() -> None:
+    """What this process was told by its environment and has read need not be told to those that it starts."""
+    for name in SECRETS:
+        os.environ.pop(name, None)
 
 
 def local_api_url(environ: Mapping[str, str] | None = None) -> str:

@@ -168,8 +168,6 @@ _ENVIRONMENT: dict[str, Callable[[str], dict[str, Any]]] = {
     "SHEM_LOG_LEVEL": _as("log_level"),
 }
 """Later ones win."""
-SECRETS = ("YAGNA_AUTOCONF_ID_SECRET", "YAGNA_AUTOCONF_APPKEY", "YAGNA_APPKEY")
-"""Variables that hold secrets."""
 
 
 def load_config(data_dir: Path, overrides: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> NodeConfig:

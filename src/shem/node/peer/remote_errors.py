@@ -67,8 +67,6 @@ _FAMILIES: list[tuple[str, type[BaseException], type[PeerRefused]]] = [
     ("money_short", errors.MoneyShort, RemoteMoneyShort),
     ("work_failed", errors.WorkFailed, RemoteWorkFailed),
     ("peer_failed", errors.PeerFailed, PeerRefused),
-    # Its owner will unlock it some day: ask again later.
-    ("peer_failed", errors.KeyLocked, PeerRefused),
 ]
 _BY_NAME = {name: rebuilt for name, _, rebuilt in _FAMILIES}
 
