@@ -5,6 +5,7 @@ import pytest
 from shem.errors import Misconfigured
 from shem.node.config import NetworkConfig
 from shem.node.payment.drivers.networks import GWEI, PUBLISHED, networks_from
+from shem.node.payment.drivers.vaults import VaultTerms
 from shem.testing.devchain import places
 
 
@@ -177,3 +178,28 @@ def test_a_vault_makes_the_channel_platforms() -> None:
 def test_a_vault_that_can_be_none_is_named(vault: str) -> None:
     with pytest.raises(Misconfigured, match=r"networks\.devnet\.vault"):
         networks_from({"devnet": mine(vault=vault)})
+
+
+def test_patience_for_cover_follows_finality() -> None:
+    terms = {network.name: network.vault_terms for network in PUBLISHED}
+    assert terms["mainnet"].cover_timeout_s > 2 * terms["mainnet"].finality_s > 1200
+    assert terms["polygon"].cover_timeout_s < 120
+    assert terms["devnet"].cover_timeout_s == 30
+    assert {one.credit for one in terms.values()} == {0}
+
+
+def test_the_operator_decides_about_channels() -> None:
+    given = mine(finality_s=4.0, settle_after_s=60.0, credit="0.25")
+    [network] = networks_from({"devnet": given})
+    assert network.vault_terms == VaultTerms(
+        finality_s=4.0, cover_timeout_s=30.0, settle_after_s=60.0, credit=25 * 10**16
+    )
+    assert network.platform.finality_s == 4.0
+    [network] = networks_from({"devnet": mine(cover_timeout_s=5.0)})
+    assert network.vault_terms.cover_timeout_s == 5.0
+
+
+@pytest.mark.parametrize("credit", ["", "-1", "much", "0.0000000000000000001"])
+def test_a_credit_that_is_no_amount_is_named(credit: str) -> None:
+    with pytest.raises(Misconfigured, match=r"networks\.devnet\.credit"):
+        networks_from({"devnet": mine(credit=credit)})

@@ -31,6 +31,7 @@ from shem.node.payment.channel import (
     cover_wanted,
     covers,
     ends_at,
+    may_be_signed,
     may_close,
     observe,
     plan,
@@ -38,6 +39,7 @@ from shem.node.payment.channel import (
     remember,
     sign_up,
     take_voucher,
+    term_after,
 )
 from shem.terms.pricing import LinearPricing
 
@@ -183,6 +185,13 @@ def test_cover_is_the_price_of_full_use():
     longer, _ = cover_wanted(pricing, {"golem.com.payment.channel.cover-sec?": 1200})
     assert longer == 10**18 // 2 + 1200 * 3 * 10**15
     assert cover_wanted(None, {}) == (0, 0)
+    few = {"golem.com.payment.channel.cover-sec?": 5, "golem.com.payment.channel.least-sec?": 20}
+    assert cover_wanted(pricing, few) == (10**18 // 2 + 20 * 3 * 10**15,) * 2
+    slow, _ = cover_wanted(pricing, few, 960.0)
+    assert slow == 10**18 // 2 + 4 * 960 * 3 * 10**15
+    assert term_after({}) == PAY_S
+    assert term_after({"golem.com.payment.channel.after-sec?": 7}) == 7
+    assert term_after({"golem.com.payment.channel.after-sec?": 10**12}) == 30 * 86400
 
 
 @given(st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=3))
@@ -255,6 +264,37 @@ def test_the_payee_starts_only_what_a_final_block_covers():
     assert not covers(bob, [cover(least=70), cover(least=1)], NOW, MARGIN)
     assert not covers(bob, [cover(least=1)], TERM - MARGIN, MARGIN)
     assert not covers(channel("Provider", state="closing"), [], NOW, MARGIN)
+    assert covers(bob, [cover(least=75)], NOW, MARGIN, credit=5)
+    assert not covers(bob, [cover(least=76)], NOW, MARGIN, credit=5)
+
+
+def test_the_reserve_must_outlive_the_agreement_by_what_was_agreed():
+    bob = channel("Provider")
+    last = TERM - PAY_S - MARGIN // 2
+    assert covers(bob, [cover(ends_at=last)], NOW, MARGIN)
+    assert not covers(bob, [cover(ends_at=last + 1)], NOW, MARGIN)
+    assert covers(bob, [cover(ends_at=last + 1, after_s=0)], NOW, MARGIN)
+    for_years = channel("Provider", valid_until=NOW + MAX_AHEAD_S)
+    assert covers(for_years, [cover(ends_at=NOW + MAX_AHEAD_S)], NOW + 3600, MARGIN)
+
+
+def test_what_is_planned_is_enough_to_start_also_by_a_clock_that_differs():
+    for after_s in (0, PAY_S, 86400):
+        need = cover(after_s=after_s)
+        grow = plan(None, [need], 10_000, NOW, MARGIN)
+        bob = channel("Provider", reserved=grow.add, valid_until=grow.valid_until)
+        assert covers(bob, [cover(after_s=after_s, ends_at=need.ends_at + 60)], NOW, MARGIN)
+        next_one = cover(after_s=after_s, ends_at=need.ends_at + 5000)
+        longer = plan(channel(reserved=600, valid_until=grow.valid_until), [next_one], 10_000, NOW, MARGIN)
+        assert covers(channel("Provider", valid_until=longer.valid_until), [next_one], NOW, MARGIN)
+
+
+def test_what_may_still_be_signed_is_the_best_channels_room():
+    small, large = channel("Provider", reserved=40, signed=30), channel("Provider", signed=900, valid_until=TERM + 50)
+    assert may_be_signed([small, large], NOW, MARGIN) == (100, TERM + 50 - MARGIN)
+    assert may_be_signed([small, large], TERM - MARGIN, MARGIN) == (100, TERM + 50 - MARGIN)
+    assert may_be_signed([small], TERM - MARGIN, MARGIN) == (0, 0)
+    assert may_be_signed([channel("Provider", state="closing")], NOW, MARGIN) == (0, 0)
 
 
 # --- ending

@@ -39,6 +39,7 @@ ACCOUNTS = (
 
 
 PRESET = Preset(name="test", start="0.1", env_per_hour="3.6", cpu_per_hour="36")
+CHANNEL = "channel-devnet-tglm"
 
 
 def a_seller(**changes: Any) -> Seller:
@@ -63,6 +64,11 @@ def an_offer(
     return build_offers(a_seller(accounts=accounts, **seller), runtime, preset)[0]
 
 
+def an_offer_by_channel(rules: Rules = RULES) -> Offer:
+    """That takes payment by channel too."""
+    return an_offer(accounts=(Account(PLATFORM, ADDRESS), Account(CHANNEL, ADDRESS)), rules=rules)
+
+
 def a_demand(**changes: Any) -> dict[str, Any]:
     """A demand that is accepted; ``changes`` by short name (``None`` removes)."""
     names = {
@@ -74,6 +80,9 @@ def a_demand(**changes: Any) -> dict[str, Any]:
         "interval": "golem.com.scheme.payu.debit-note.interval-sec?",
         "payment": "golem.com.scheme.payu.payment-timeout-sec?",
         "accept": "golem.com.payment.debit-notes.accept-timeout?",
+        "cover": "golem.com.payment.channel.cover-sec?",
+        "least_cover": "golem.com.payment.channel.least-sec?",
+        "cover_after": "golem.com.payment.channel.after-sec?",
         "coeffs": "golem.com.pricing.model.linear.coeffs",
         "mem": "golem.!exp.shem.v1.require.mem.gib",
         "cpu": "golem.!exp.shem.v1.require.cpu.threads",

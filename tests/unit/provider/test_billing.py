@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shem.errors import Refused
-from shem.provider.billing import Bill, DealTerms, EndAgreement, SendNote, read_terms
+from shem.provider.billing import Bill, Cover, DealTerms, EndAgreement, SendNote, read_terms
 from shem.provider.config import Rules
 from shem.provider.negotiators import Counter, negotiate
-from tests.unit.provider.builders import NOW, RULES, a_demand, a_request, in_ms
+from tests.unit.provider.builders import CHANNEL, NOW, RULES, a_demand, a_request, an_offer_by_channel, in_ms
 
 TOKEN = 10**18
 
@@ -265,3 +265,129 @@ def test_a_long_deal_forgets_what_is_settled() -> None:
             bill.note_accepted(note)
     assert not bill.knows("note-a-999")
     assert ends(bill.due(at(1001))) == []
+
+
+# paid by channel
+
+
+def by_channel(rules: Rules = RULES, **demand: Any) -> DealTerms:
+    """1 thread: 0.1 to start, 0.011 for a second of full use."""
+    wanted = a_demand(platform=CHANNEL, **demand)
+    answer = negotiate(a_request(wanted, rules=rules, offer=an_offer_by_channel(rules)))
+    assert isinstance(answer, Counter), answer
+    return read_terms(wanted, answer.properties | {"golem.inf.cpu.threads": 1}, rules)
+
+
+def reserved(room: int, *, accepted: int = 0, started: bool = True, **more: Any) -> Cover:
+    return Cover(started=started, expected_until=at(30), accepted=accepted, room=room, **more)
+
+
+def test_an_accepted_note_is_paid_by_its_voucher() -> None:
+    bill = Bill(by_channel(interval=30, payment=30, accept=20), NOW)
+    bill.covered(reserved(TOKEN), at(0))
+    bill.activity_began("a", at(0))
+    (note,) = carry_out(bill, bill.due(at(30)), at(30))
+    bill.note_accepted(note)
+    assert not bill.knows(note)
+    assert ends(bill.due(at(59))) == []
+
+
+def test_by_transfer_it_is_not_and_finality_takes_its_time() -> None:
+    bill = Bill(terms(interval=30, payment=30, accept=20), NOW)
+    bill.payments_take(15.0)
+    bill.activity_began("a", at(0))
+    (note,) = carry_out(bill, bill.due(at(30)), at(30))
+    bill.note_accepted(note)
+    assert "DebitNoteNotPaid" not in ends(bill.due(at(74.9)))
+    assert "DebitNoteNotPaid" in ends(bill.due(at(75)))
+
+
+def test_nothing_reserved_in_time() -> None:
+    bill = Bill(by_channel(), NOW)
+    assert ends(bill.due(at(100))) == [], "the node has not answered yet"
+    bill.covered(reserved(0, started=False), at(1))
+    assert ends(bill.due(at(29))) == []
+    assert bill.next_moment() == at(30)
+    assert ends(bill.due(at(30))) == ["NoCover"]
+
+
+def test_nobody_is_idle_before_the_reserve_is_final() -> None:
+    bill = Bill(by_channel(), NOW)
+    bill.covered(reserved(0, started=False), at(1))
+    bill.covered(reserved(TOKEN), at(25))
+    assert ends(bill.due(at(114))) == []
+    assert ends(bill.due(at(115))) == ["NoActivity"]
+
+
+def test_the_work_stops_before_the_bill_is_more_than_what_is_reserved() -> None:
+    bill = Bill(by_channel(interval=3600), NOW)
+    bill.covered(reserved(TOKEN), at(0))
+    bill.activity_began("a", at(0))
+    assert bill.due(at(0)) == []
+    # 1 - 0.1 to start - 5 s to spare at 0.011
+    assert bill.next_moment() == at(76)
+    bill.used("a", [76.0, 76.0])
+    assert ends(bill.due(at(76))) == []
+    assert bill.next_moment() == at(77)
+    bill.used("a", [77.0, 77.0])
+    assert ends(bill.due(at(77))) == ["CoverUsedUp"]
+
+
+def test_more_that_is_reserved_or_accepted_keeps_the_work_going() -> None:
+    bill = Bill(by_channel(), NOW)
+    bill.covered(reserved(TOKEN), at(0))
+    bill.activity_began("a", at(0))
+    bill.used("a", [77.0, 77.0])
+    bill.covered(reserved(TOKEN, accepted=TOKEN // 2), at(77))
+    assert ends(bill.due(at(77))) == []
+    bill.covered(reserved(TOKEN, credit=TOKEN), at(78))
+    assert ends(bill.due(at(78))) == []
+    bill.covered(reserved(TOKEN), at(79))
+    assert ends(bill.due(at(79))) == ["CoverUsedUp"]
+
+
+def test_a_bill_that_could_not_be_accepted_is_not_sent() -> None:
+    bill = Bill(by_channel(), NOW)
+    bill.covered(reserved(TOKEN), at(0))
+    bill.activity_began("a", at(0))
+    bill.used("a", [500.0, 0.0])
+    bill.used("a", [500.0, 500.0])
+    assert ends(bill.due(at(50))) == ["CoverUsedUp"]
+    bill.activity_ended("a", at(50))
+    assert bill.final_notes(at(50)) == []
+    assert bill.total == TOKEN
+
+
+def test_the_work_stops_before_the_end_of_the_reserves_time() -> None:
+    bill = Bill(by_channel(), NOW)
+    bill.covered(reserved(100 * TOKEN, until=at(100)), at(0))
+    bill.activity_began("a", at(0))
+    assert bill.next_moment() == at(70)
+    assert ends(bill.due(at(69))) == []
+    assert ends(bill.due(at(70))) == ["CoverEnds"]
+
+
+use = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.booleans()), min_size=1, max_size=60)
+
+
+@given(use, st.integers(TOKEN // 5, 2 * TOKEN))
+def test_whatever_is_used_the_bill_can_be_accepted(steps: list[tuple[float, float, bool]], room: int) -> None:
+    """A deal is looked at when the bill wants it, and uses what it can in between."""
+    bill = Bill(by_channel(interval=20), NOW)
+    signed, now = 0, 0.0
+    bill.covered(reserved(room), at(0))
+    bill.activity_began("a", at(0))
+    clock, cpu = 0.0, 0.0
+    for part, busy, accept in steps:
+        orders = bill.due(at(now))
+        if ends(orders):
+            break
+        sent = carry_out(bill, orders, at(now))
+        if sent and accept:
+            signed = bill.asked("a")
+            bill.note_accepted(sent[-1])
+            bill.covered(reserved(room - signed, accepted=signed), at(now))
+        step = max((bill.next_moment() - at(now)).total_seconds(), 0) * (part or 1)
+        now, clock, cpu = now + step, clock + step, cpu + step * busy
+        bill.used("a", [clock, cpu])
+        assert bill.total <= room

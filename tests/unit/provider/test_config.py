@@ -75,6 +75,12 @@ def test_agents_that_share_a_machine_have_image_directories_of_their_own(tmp_pat
         ("runtimes = ['wasm']", "runtimes"),
         ("[[presets]]\nname = 'a'\nruntimes = ['wasm']", "runtimes"),
         ("country_code = 'Switzerland'", "country_code"),
+        ("platforms = ['Channel']", "Channel"),
+        ("platforms = ['a-b-c-d']", "a-b-c-d"),
+        ("[rules]\ncover_s = 0", "cover_s"),
+        ("[rules]\nleast_cover_s = 601", "least_cover_s"),
+        ("[rules]\ncover_after_s = -1", "cover_after_s"),
+        ("[rules]\ncover_spare_s = -1", "cover_spare_s"),
         ("this is not toml", "provider.toml"),
     ],
 )

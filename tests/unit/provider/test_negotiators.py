@@ -9,8 +9,19 @@ import pytest
 
 from shem.provider.capacity import Capacity
 from shem.provider.negotiators import Counter, Rejection, floors, negotiate, review
-from shem.provider.offering import ACCEPT_TIMEOUT, COEFFS, INTERVAL, PAYMENT_TIMEOUT, Offer, build_offers
+from shem.provider.offering import (
+    ACCEPT_TIMEOUT,
+    COEFFS,
+    COVER,
+    COVER_AFTER,
+    INTERVAL,
+    LEAST_COVER,
+    PAYMENT_TIMEOUT,
+    Offer,
+    build_offers,
+)
 from tests.unit.provider.builders import (
+    CHANNEL,
     GVMI,
     PRESET,
     a_demand,
@@ -18,6 +29,7 @@ from tests.unit.provider.builders import (
     a_request,
     a_seller,
     an_offer,
+    an_offer_by_channel,
     in_ms,
     small_plan,
 )
@@ -187,6 +199,38 @@ def test_runtimes_share_one_capacity() -> None:
 def test_a_higher_price_is_taken_gladly() -> None:
     offered = an_offer().properties[COEFFS]
     assert accepted(a_demand(coeffs=[value * 2 for value in offered]))[COEFFS] == [value * 2 for value in offered]
+
+
+def cover_of(properties: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(properties.get(name) for name in (COVER, LEAST_COVER, COVER_AFTER))
+
+
+def test_who_pays_by_channel_reserves_what_is_asked_for_or_more() -> None:
+    offer = an_offer_by_channel()
+    assert cover_of(accepted(a_demand(platform=CHANNEL), offer=offer)) == (600, 60, 600)
+    more = a_demand(platform=CHANNEL, cover=900, least_cover=61.5, cover_after=86400)
+    assert cover_of(accepted(more, offer=offer)) == (900, 61.5, 86400)
+
+
+def test_who_pays_otherwise_hears_nothing_of_channels() -> None:
+    assert cover_of(accepted(a_demand(), offer=an_offer_by_channel())) == (None, None, None)
+    assert cover_of(an_offer().properties) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"cover": 59},
+        {"cover": 86401},
+        {"cover": "600"},
+        {"least_cover": 59},
+        {"least_cover": True},
+        {"cover_after": 599},
+        {"cover_after": 1e99},
+    ],
+)
+def test_less_is_not_taken(said: dict[str, Any]) -> None:
+    assert refused(a_demand(platform=CHANNEL, **said), offer=an_offer_by_channel()) == ("channel_cover", True)
 
 
 def test_no_capacity_is_not_final() -> None:

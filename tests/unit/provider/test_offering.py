@@ -9,7 +9,15 @@ from shem.errors import Misconfigured
 from shem.provider.capacity import GIB, Capacity, plan
 from shem.provider.config import ResourceLimits
 from shem.provider.hardware import Cpu
-from shem.provider.offering import Offer, build_all, build_constraints, build_offers
+from shem.provider.offering import (
+    PREFERENCE,
+    Account,
+    Offer,
+    build_all,
+    build_constraints,
+    build_offers,
+    wanted_accounts,
+)
 from shem.provider.presets import FREE_PRESET, Preset
 from shem.runtimes.base import Capabilities
 from shem.terms.constraints import parse
@@ -171,3 +179,28 @@ def test_work_for_money_is_offered_only_where_money_moves(price: str) -> None:
     assert caught.value.code == "no_paying_platform"
     assert "[networks." in (caught.value.hint or "")
     assert an_offer(FREE_PRESET, ACCOUNTS[-1:])
+
+
+KNOWN = [Account(name, "0x1") for name in ("erc20-devnet-tglm", "erc20-holesky-tglm", "channel-devnet-tglm", "free")]
+
+
+@pytest.mark.parametrize(
+    ("platforms", "taken"),
+    [
+        ((), "channel-devnet-tglm erc20-devnet-tglm erc20-holesky-tglm free"),
+        (("erc20-*", "channel-*"), "erc20-devnet-tglm erc20-holesky-tglm channel-devnet-tglm"),
+        (("erc20-holesky-tglm",), "erc20-holesky-tglm"),
+        (("channel-devnet-tglm", "*"), "channel-devnet-tglm erc20-devnet-tglm erc20-holesky-tglm free"),
+    ],
+)
+def test_the_owner_chooses_platforms_and_their_order(platforms: tuple[str, ...], taken: str) -> None:
+    accounts = wanted_accounts(KNOWN, platforms)
+    assert [account.platform for account in accounts] == taken.split()
+    properties = an_offer(accounts=accounts).properties
+    assert properties[PREFERENCE] == [account.platform for account in accounts]
+    assert sum(name.endswith(".address") for name in properties) == len(accounts)
+
+
+def test_platforms_that_the_node_has_not_are_named() -> None:
+    with pytest.raises(Misconfigured, match="erc20-devnet-tglm"):
+        wanted_accounts(KNOWN, ("channel-polygon-*",))
