@@ -270,6 +270,7 @@ class Devnet:
         (node.data_dir / "config.toml").write_text(
             f"[networks.{NETWORK}]\nchain_id = {self.chain_id}\nrpc_urls = [{self.chain_url!r}]\n"
             f'token = "{self.token}"\ntoken_symbol = "tGLM"\naliases = ["{ALIAS}"]\nvault = "{self._vault}"\n'
+            f'multi_transfer = "{places.MULTI_TRANSFER_ADDRESS}"\n'
         )
 
     async def _fund(self, nodes: list[DevNode], tokens: int = TOKENS_REQUESTOR) -> None:

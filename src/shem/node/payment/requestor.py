@@ -7,7 +7,7 @@ money is the agent's decision (willingness), for which :meth:`RequestorDesk.audi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import msgspec
 
@@ -192,7 +192,7 @@ class RequestorDesk:
             if document.due_at is not None:
                 account, due = ledger.schedule(account)
                 if due:
-                    self._store.add_due(account, document.activity_id, due)
+                    self._store.add_due(account, document.activity_id, due, self._pay_from(account, document.due_at))
                     self._books.db.after_commit(self._books.wake_settler)
             message = AcceptanceMessage(
                 issuer=owner,
@@ -206,6 +206,12 @@ class RequestorDesk:
             )
             payload, signature = self._books.post(owner, account.peer_id, "acceptance", message, document_id)
             self._books.accepted(document, account, result, answer=payload, signature=signature)
+
+    def _pay_from(self, account: ledger.Account, due_at: datetime) -> datetime:
+        platform = self._books.platforms.get(account.platform)
+        ahead_s = None if platform is None else platform.pay_ahead_s
+        now = self._books.clock.now()
+        return now if ahead_s is None else max(now, due_at - timedelta(seconds=ahead_s))
 
     def reject_invoice(self, owner: str, document_id: str, body: wire.Rejection) -> None:
         """Refuse to pay, and tell the provider why. Rejecting again changes nothing."""

@@ -196,7 +196,7 @@ class Payments:
             self._timer.cancel()
             self._timer = None
         now = self.books.clock.now()
-        coming = [self.books.store.next_timeout(), self.books.store.next_due()]
+        coming = [self.books.store.next_timeout(), self.books.store.next_due(now)]
         # A due that could be ordered already and was not waits for the operator, not for time.
         moments = [moment for moment in coming if moment is not None and moment > now]
         if moments:

@@ -73,13 +73,22 @@ class Settler:
             driver.on_settled(self._on_outcome)
 
     def order_dues(self) -> None:
-        """Make orders of everything that is due now."""
+        """Make orders of everything that is due now, and of what the same account is to pay later: one transaction pays
+        them all."""
         groups: dict[tuple[str, ...], list[Due]] = {}
         accounts: dict[tuple[str, ...], ledger.Account] = {}
-        for due in self._store.open_dues(self._books.clock.now(), MAX_DUES):
+        now = self._books.clock.now()
+        due_now = [(due, False) for due in self._store.open_dues(now, MAX_DUES)]
+        later = [(due, True) for due in self._store.early_dues(now, MAX_DUES)] if due_now else []
+        paying: set[tuple[str, str]] = set()
+        for due, early in due_now + later:
             account = self._store.account(due.agreement_id, due.owner)
             if account is None:
                 continue
+            purse = (account.platform, account.payer)
+            if early and purse not in paying:
+                continue
+            paying.add(purse)
             key: tuple[str, ...] = (account.owner, account.peer_id, account.platform, account.payer, account.payee)
             accounts[key] = account
             groups.setdefault(key, []).append(due)

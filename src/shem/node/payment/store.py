@@ -371,25 +371,32 @@ class Store:
 
     # --- dues and orders ---
 
-    def add_due(self, account: Account, activity_id: str | None, amount: int) -> None:
-        """Accepted money to order soon."""
+    def add_due(self, account: Account, activity_id: str | None, amount: int, not_before: datetime = EPOCH) -> None:
+        """Accepted money to order, from ``not_before`` on."""
         self._run(
             "insert into payment_due (owner, agreement_id, activity_id, allocation_id, amount, attempts, not_before) "
-            "values (?, ?, ?, ?, ?, 0, 0)",
+            "values (?, ?, ?, ?, ?, 0, ?)",
             account.owner,
             account.agreement_id,
             activity_id,
             account.allocation_id,
             str(amount),
+            to_us(not_before),
         )
 
     def open_dues(self, now: datetime, limit: int) -> list[Due]:
         """Those in no order that may be ordered now, oldest first."""
         return self._dues("order_id is null and not_before <= ? order by due_id limit ?", to_us(now), limit)
 
-    def next_due(self) -> datetime | None:
-        """When the next due that waits may be ordered."""
-        row = self._run("select min(not_before) as next from payment_due where order_id is null").fetchone()
+    def early_dues(self, now: datetime, limit: int) -> list[Due]:
+        """Those that wait for their date, not for another attempt; the next first."""
+        where = "order_id is null and attempts = 0 and not_before > ? order by not_before, due_id limit ?"
+        return self._dues(where, to_us(now), limit)
+
+    def next_due(self, now: datetime) -> datetime | None:
+        """When the next due that waits for its moment may be ordered."""
+        query = "select min(not_before) as next from payment_due where order_id is null and not_before > ?"
+        row = self._run(query, to_us(now)).fetchone()
         return None if row["next"] is None else from_us(row["next"])
 
     def dues_of(self, order_id: str) -> list[Due]:

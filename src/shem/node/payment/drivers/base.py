@@ -35,6 +35,9 @@ class Platform(msgspec.Struct, frozen=True):
     """Symbol of the coin that pays fees; empty where there are none."""
     finality_s: float = 0.0
     """How long it usually takes until a payment is final."""
+    pay_ahead_s: float | None = None
+    """What is to be paid at a date waits until so long before it, and goes together with what else waits; ``None``: it is
+    ordered at once."""
     alias_of: str = ""
     """The platform whose money this is, under another network's name; empty: its own."""
 

@@ -68,6 +68,8 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     """What the chain would refuse now is tried again after so long."""
     gather_s: float = 3.0
     """How long requests of one kind wait for each other, to go to the vault in one call."""
+    pay_ahead_s: float | None = None
+    """How long before its date a transfer is sent: what waits until then is paid for in one go. ``None``: at once."""
     margin_s: int = 3600
     """How long before the end of a channel's term everything must be over."""
     finality_s: float = 960.0
@@ -126,6 +128,7 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
             decimals=self.decimals,
             chain_id=self.chain_id,
             gas_token=self.gas_symbol,
+            pay_ahead_s=self.pay_ahead_s if driver == DRIVER else None,
             finality_s=self.finality_s,
         )
 
@@ -138,6 +141,7 @@ PUBLISHED = (
         token="0x7dd9c5cba05e151c895fde1cf355c9a1d5da6429",  # noqa: S106
         multi_transfer="0xcfd497f7d111f14c3ef7ebeee63771d1506f0af8",
         max_fee_wei=40 * GWEI,
+        pay_ahead_s=3600.0,
         usual_tip_wei=1_010_000_000,
     ),
     Network(
@@ -150,6 +154,7 @@ PUBLISHED = (
         max_fee_wei=500 * GWEI,
         max_tip_wei=50 * GWEI,
         finality_s=15.0,
+        pay_ahead_s=3600.0,
         usual_tip_wei=25_011_000_000,
     ),
     Network(
