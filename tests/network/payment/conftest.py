@@ -322,8 +322,11 @@ async def world_of(directory: Path, *names: str) -> AsyncIterator[World]:
 
 
 @asynccontextmanager
-async def channel_world_of(directory: Path, *more: str, gather_s: float = 0.03) -> AsyncIterator[World]:
-    """Alice, bob and whoever else, with money on a chain of their own that has a vault."""
+async def channel_world_of(
+    directory: Path, *more: str, gather_s: float = 0.03, **network_is: Any
+) -> AsyncIterator[World]:
+    """Alice, bob and whoever else, with money on a chain of their own that has a vault. ``network_is``: fields of
+    :class:`~shem.node.payment.drivers.networks.Network` that differ."""
     from shem.testing.devchain.node import DevChain  # dear to import: only these tests need a chain
 
     async with DevChain(directory=directory / "chain", block_time_s=0.02) as chain, world_of(directory) as made:
@@ -335,7 +338,7 @@ async def channel_world_of(directory: Path, *more: str, gather_s: float = 0.03) 
             vault=places.VAULT_ADDRESS,
         )
         [network] = networks_from({"devnet": config})
-        quick = msgspec.structs.replace(network, poll_s=0.01, max_poll_s=0.05, gather_s=gather_s)
+        quick = msgspec.structs.replace(network, poll_s=0.01, max_poll_s=0.05, gather_s=gather_s, **network_is)
 
         def drivers(node: Node) -> list[PaymentDriver]:
             erc20 = EvmDriver(node.db, [quick], [node.identity])
