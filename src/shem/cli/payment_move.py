@@ -45,7 +45,7 @@ def deposit(
     amount: Amount,
     network: Network = None,
     wait: Wait = True,
-    timeout: Patience = 900.0,
+    timeout: Patience = 3600.0,
     api_url: ApiUrl = None,
     app_key: AppKey = None,
     as_json: Json = False,
@@ -62,7 +62,7 @@ def withdraw(
     to: Receiver = None,
     network: Network = None,
     wait: Wait = True,
-    timeout: Patience = 900.0,
+    timeout: Patience = 3600.0,
     api_url: ApiUrl = None,
     app_key: AppKey = None,
     as_json: Json = False,
@@ -81,7 +81,7 @@ def leave(
         bool, typer.Option(help="Although work goes on: pay what is owed, take what is free, tell what stays.")
     ] = False,
     wait: Wait = True,
-    timeout: Patience = 1800.0,
+    timeout: Patience = 7200.0,
     api_url: ApiUrl = None,
     app_key: AppKey = None,
     as_json: Json = False,
@@ -97,6 +97,7 @@ def leave(
         if not wait:
             return asked, None, None
         async with _line(asked.id, as_json) as say:
+            say("the exit is begun")
             done = await _exited(api, asked, say, time.monotonic() + timeout)
             return asked, done, None if done.withdrawal is None else await api.transaction(done.withdrawal)
 

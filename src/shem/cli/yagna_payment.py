@@ -368,4 +368,7 @@ def enter(ctx: typer.Context) -> None:
 @payment.command("exit", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def leave(ctx: typer.Context) -> None:
     """Not here: there is no second layer."""
-    raise NotImplementedHere("this node pays on its networks directly: there is no second layer to leave")
+    raise NotImplementedHere(
+        "this node pays on its networks directly: there is no second layer to leave",
+        hint="for what lies in a vault of payment channels: shem payment exit",
+    )

@@ -205,6 +205,9 @@ async def test_an_exit_closes_what_is_idle_and_takes_everything_out(world, alice
     with pytest.raises(Conflict) as error:
         await api.exit(wire.ExitOrder(receiver=STRANGER))
     assert error.value.code == "exit_under_way"
+    with pytest.raises(Conflict) as error:
+        await api.deposit(wire.MoneyMove(amount="1"))
+    assert error.value.code == "exit_under_way"
     done = await over(api, asked)
     assert (done.state, done.locked, done.detail) == ("done", [], "")
     assert done.withdrawn == "0.35"

@@ -108,7 +108,7 @@ class Exits:
         Raises :class:`WorkRunning` unless forced, :class:`ExitUnderWay`.
         """
         same = self._same_vault(platform)
-        open_one = next((e for e in self._open() if e.owner == owner and e.platform in same), None)
+        open_one = self.open_one(owner, platform)
         if open_one is not None:
             if open_one.receiver != receiver:
                 raise ExitUnderWay(
@@ -128,6 +128,11 @@ class Exits:
             self._save(begun)
             self._shared.wake_later()
         return begun
+
+    def open_one(self, owner: str, platform: str) -> Exit | None:
+        """The exit from this vault that is under way."""
+        same = self._same_vault(platform)
+        return next((e for e in self._open() if e.owner == owner and e.platform in same), None)
 
     def _refuse_while_working(self, owner: str, same: list[str]) -> None:
         now = self._shared.now()
@@ -204,7 +209,8 @@ class Exits:
                     self._payee.collect(channel)
                     busy = True
                 continue
-            payer.leave(channel)
+            if channel.created_at <= exit_.created_at.timestamp():  # not what new work has opened
+                payer.leave(channel)
             if payer.acts(channel) or (payer.talks(channel) and not late):
                 busy = True
             elif channel.signed > channel.claimed and self._may_try(exit_, channel):

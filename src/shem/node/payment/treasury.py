@@ -2,7 +2,7 @@
 
 Everything asked for is a row when the call returns, and goes to the chain afterwards, exactly once. What cannot be done is
 refused before it is written, by codes that stay: ``money_too_much``, ``money_promised``, ``money_no_gas``,
-``nothing_there``, ``no_vault``, ``wrong_vault``, ``work_running``, ``identity_locked``.
+``nothing_there``, ``no_vault``, ``wrong_vault``, ``work_running``, ``exit_under_way``, ``identity_locked``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from shem.node.payment.drivers.channel import ChannelDriver
 from shem.node.payment.drivers.evm.driver import EvmDriver
 from shem.node.payment.drivers.evm.history import Deed
 from shem.node.payment.drivers.vaults import VaultChain
-from shem.node.payment.exits import EXITED, Exit, Exits, NothingThere
+from shem.node.payment.exits import EXITED, Exit, Exits, ExitUnderWay, NothingThere
 from shem.terms.amounts import format_amount, parse_amount
 from shem.terms.ids import parse_node_id
 
@@ -162,7 +162,9 @@ class Treasury:
         """From the wallet into the vault; the id of what was asked. ``amount``: a decimal string, or ``all`` that the
         wallet can spare. Errors as the module says."""
         units = _units(amount, platform)
+        self._refuse_while_leaving(owner, platform)
         held = await self.holdings(owner, platform.platform)
+        self._refuse_while_leaving(owner, platform)
         chain = self._chain(platform.platform)
         _, promised = self._allocations.promised(owner, platform.platform)
         with self._books.write():
@@ -172,6 +174,15 @@ class Treasury:
             request_id = str(uuid.uuid4())
             chain.deposit(self._books.db.connection, request_id, owner, units)
         return request_id
+
+    def _refuse_while_leaving(self, owner: str, platform: Platform) -> None:
+        leaving = self._exits().open_one(owner, platform.platform)
+        if leaving is not None:
+            raise ExitUnderWay(
+                "an exit from this vault is under way: it would take this out again",
+                hint="wait until it is over",
+                id=leaving.exit_id,
+            )
 
     async def withdraw(self, owner: str, platform: Platform, amount: str, receiver: str | None) -> str:
         """What is free in the vault, to the wallet or somebody else; the id of what was asked."""
