@@ -189,3 +189,7 @@ async def test_the_demo_twice(tmp_path: Path) -> None:
         assert told["settled"]
         assert told["paid"] == told["cost"] != "0"
         assert Path(told["output"]).read_bytes().startswith(b"\x89PNG")
+        assert [c["state"] for c in told["channels"]] == ["closed"] * 3
+        [closing] = [t for t in told["chain"]["transactions"] if t["kind"] == "close"]
+        assert (closing["channels"], closing["amount"], closing["ok"]) == (3, told["paid"], True)
+        assert told["chain"]["vault"]["reserved"] == "0"

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shem.testing.devnet import Devnet
 
 PROGRAM = Path("render") / "render.py"
+REPORT = "report.json"
 
 
 class DemoFailed(ShemError):
@@ -44,7 +45,7 @@ def demo(
     driver: Driver = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON line.")] = False,
 ) -> None:
-    """Bring a network up, rent its providers, render an animation in a docker image, pay for it."""
+    """Bring a network up, rent its providers, render an animation in a docker image, pay for it by channel."""
     from rich.console import Console
 
     told = asyncio.run(_demo(out.resolve(), providers, driver, Console(stderr=True, quiet=as_json)))
@@ -80,6 +81,7 @@ async def _demo(out: Path, providers: int, driver: str, console: Console) -> dic
 
 
 async def _perform(net: Devnet, out: Path, providers: int, console: Console) -> dict[str, Any]:
+    from shem.cli.demo_money import settlement_or_none, show_settlement
     from shem.testing.devnet import wipe
     from shem.testing.render_image import build_render_image
 
@@ -101,15 +103,23 @@ async def _perform(net: Devnet, out: Path, providers: int, console: Console) -> 
         await net.__aenter__()
     console.print(f"network ready after {time.monotonic() - begun:.1f} s")
     report = await _run_program(net.env, image, out, quiet=console.quiet)
+    chain = await settlement_or_none(net, console)
+    if chain is not None:
+        show_settlement(chain, console)
+        report["chain"] = chain
+        (out / REPORT).write_text(json.dumps(report))
+    channels = [channel for provider in report["by_provider"] for channel in provider["channels"]]
     return {
         **{key: report[key] for key in ("tasks", "providers", "seconds", "first_stdout_s", "cost", "paid", "settled")},
+        "channels": channels,
+        "chain": chain,
         "output": str(out / "animation.png"),
     }
 
 
 async def _run_program(env: dict[str, str], image: Path, out: Path, *, quiet: bool) -> dict[str, Any]:
     """Run the program of the README as its user would: a process of its own with two variables set."""
-    report = out / "report.json"
+    report = out / REPORT
     report.unlink(missing_ok=True)
     process = await asyncio.create_subprocess_exec(
         sys.executable,

@@ -133,9 +133,10 @@ class ProgressDisplay:
         self._start()
         row = self._channels.get(channel.channel_id)
         if row is None:
-            name = f"  voucher {plain(self._name(channel.provider_id), MAX_NAME)}"
-            row = self._channels[channel.channel_id] = self._progress.add_task(name, total=None, note="", money=True)
-        self._progress.update(row, note=channel_words(channel, self._report.token))
+            row = self._channels[channel.channel_id] = self._progress.add_task("", total=None, note="", money=True)
+        # a provider's name may have come since
+        name = f"  voucher {plain(self._name(channel.provider_id), MAX_NAME)}"
+        self._progress.update(row, description=name, note=channel_words(channel, self._report.token))
         if channel.state == "closed":
             self._progress.update(row, total=0)
             self._progress.stop_task(row)
@@ -178,9 +179,9 @@ def channel_words(channel: events.ChannelChanged, token: str) -> str:
     """How far the voucher has grown of what is reserved; shortened, for the eye alone."""
     if channel.state == "closed":
         back = channel.reserved - channel.claimed
-        return f"{_short(channel.claimed)} {token} paid, {_short(back)} came back"
+        return f"{_short(channel.claimed)} paid, {_short(back)} back"
     ending = ", closing" if channel.state == "closing" else ""
-    return f"{_short(channel.signed)} of {_short(channel.reserved)} {token} reserved{ending}"
+    return f"{_short(channel.signed)} of {_short(channel.reserved)} {token}{ending}"
 
 
 def budget_words(event: events.BudgetSet) -> str:
@@ -273,16 +274,24 @@ def show_channels(report: Report, console: Console) -> None:
 
 def show_transactions(report: Report, console: Console) -> None:
     """Where on the chain it was paid: one line for each transaction, with all whom it paid."""
-    paid: dict[tuple[int | None, str], list[str]] = {}
+    reserved: dict[str, list[str]] = {}
+    paid: dict[str, list[str]] = {}
     for provider in report.providers.values():
+        name = plain(provider.name, MAX_NAME)
+        for channel in provider.channels.values():
+            _add(reserved, channel.opened_tx, name)
         for payment in provider.payments:
             if payment.tx_hash:
-                names = paid.setdefault((payment.block_number, payment.tx_hash), [])
-                if (name := plain(provider.name, MAX_NAME)) not in names:
-                    names.append(name)
-    if paid:
-        console.print("Settled on the chain", style="bold")
-    for (block, tx_hash), names in paid.items():
-        # one line each, however long: a hash that is cut cannot be looked up
-        line = f"  block {block}  {tx_hash}  {', '.join(names)}"
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+                _add(paid, f"block {payment.block_number}  {payment.tx_hash}", name)
+    for title, lines in (("Reserved on the chain", reserved), ("Settled on the chain", paid)):
+        if lines:
+            console.print(title, style="bold")
+        for place, names in lines.items():
+            # one line each, however long: a hash that is cut cannot be looked up
+            console.print(f"  {place}  {', '.join(names)}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _add(lines: dict[str, list[str]], place: str, name: str) -> None:
+    names = lines.setdefault(place, [])
+    if name not in names:
+        names.append(name)
