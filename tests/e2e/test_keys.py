@@ -213,3 +213,30 @@ async def test_a_node_that_starts_locked_in_the_middle_of_a_job_loses_nothing(
     for log in ("node.log", "agent.log"):
         assert seen_in(secrets, (provider.data_dir / log).read_bytes()) == []
     assert os.stat(provider.data_dir / PRESENCE).st_mode & 0o777 == 0o600
+
+
+async def test_a_requestor_that_is_locked_for_a_while_in_the_middle_of_a_job_pays_in_the_end(
+    net: Devnet, image: Path
+) -> None:
+    started = asyncio.Event()
+
+    def note(event: Event) -> None:
+        if isinstance(event, TaskStarted):
+            started.set()
+
+    async def lock_out() -> None:
+        await started.wait()
+        async with owner(net.requestor) as http:
+            assert (await IdentityApi(http).lock()).locked
+            await asyncio.sleep(3)
+            assert not (await IdentityApi(http).unlock()).locked
+
+    async def task(machine: Rental, number: int) -> bytes:
+        return (await machine.shell("sleep 5; echo done")).stdout
+
+    golem = session(net, budget="2", listener=note)
+    async with golem, asyncio.TaskGroup() as group:
+        group.create_task(lock_out())
+        assert [r async for r in golem.map(task, [1], image=image)] == [b"done\n"]
+    assert golem.report.settled
+    assert golem.report.cost == sum(p.amount for each in golem.report.providers.values() for p in each.payments)
