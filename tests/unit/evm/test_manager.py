@@ -204,6 +204,82 @@ async def test_nothing_is_sent_while_fees_are_above_the_limit(make: Callable[...
     assert bench.states == ["final"]
 
 
+SPENDER = Identity(b"\x0b" * 32)
+
+
+def fill_blocks(chain: DevChain, count: int) -> None:
+    """Blocks full of somebody else's transactions, each of which fails with all its gas: the price of gas rises. What
+    waited is not in them, and is forgotten by the pool."""
+    chain.chain.pool.clear()
+    for nonce in range(0, 2 * count, 2):
+        for more, gas in enumerate((16_000_000, 13_900_000)):
+            fields = {"chain_id": 1337, "nonce": nonce + more, "max_tip": 50 * GWEI, "max_fee": 1000 * GWEI, "gas": gas}
+            chain.chain.submit(Transaction(**fields, to="", data=b"\xfe").sign(SPENDER).raw)  # type: ignore[arg-type]
+        chain.chain.mine(limit=2)
+
+
+async def test_a_rise_of_the_base_fee_is_followed(make: Callable[..., Bench]) -> None:
+    bench = make(replace_after_s=60.0, rebroadcast_s=10.0, wei=10**20)
+    bench.chain.fund(SPENDER.address, wei=1000 * 10**18)
+    bench.payer.order("a", PAYEE, 1)
+    await bench.steps(1)
+    fill_blocks(bench.chain, 14)
+    base = bench.chain.chain.header(bench.chain.chain.head).base_fee_per_gas
+    [(first, tip)] = bench.rows("select max_fee, max_tip from evm_attempt")
+    assert first < base, "the block that comes takes it no more"
+    await bench.steps(1, mine=True)
+    assert bench.states == ["sent"]
+    await bench.clock.advance(60)
+    await bench.steps(1)
+    second, second_tip = bench.rows("select max_fee, max_tip from evm_attempt order by max_fee")[1]
+    assert second > base
+    assert second * 8 >= first * 9
+    assert second_tip * 8 >= tip * 9
+    await bench.steps(4, mine=True)
+    assert (bench.states, bench.rows("select count(distinct nonce) from evm_intent")) == (["final"], [(1,)])
+    assert len(bench.payer.told) == 1
+
+
+async def test_a_rise_above_the_limit_is_waited_out(make: Callable[..., Bench]) -> None:
+    bench = make(replace_after_s=60.0, rebroadcast_s=10.0, max_fee_wei=3 * GWEI)
+    bench.chain.fund(SPENDER.address, wei=1000 * 10**18)
+    bench.payer.order("a", PAYEE, 1)
+    await bench.steps(1)
+    fill_blocks(bench.chain, 13)
+    for _ in range(5):
+        await bench.clock.advance(60)
+        await bench.steps(1, mine=False)
+    assert (bench.states, bench.codes) == (["sent"], ["TxStuck"])
+    assert len(bench.rows("select 1 from evm_attempt")) <= 3, "no loop of offers that nobody takes"
+    for _ in range(12):
+        bench.chain.chain.mine()
+    await bench.steps(4, mine=True)
+    assert bench.states == ["final"]
+
+
+async def test_too_little_gas_ends_as_a_failure_that_is_told(make: Callable[..., Bench]) -> None:
+    """An endpoint that estimates too little: the transaction is mined, and does nothing."""
+    bench = make()
+    ours = bench.chain.rpc.answer
+
+    def answer(request: Any) -> Any:
+        if isinstance(request, dict):
+            return answer([request])[0]
+        told = ours(request)
+        for asked, reply in zip(request, told, strict=True):  # type: ignore[arg-type]
+            if asked["method"] == "eth_estimateGas":
+                reply["result"] = "0x1000"
+        return told
+
+    bench.chain.rpc.answer = answer  # type: ignore[method-assign]
+    bench.payer.order("a", PAYEE, 1)
+    await bench.steps(4, mine=True)
+    assert bench.states == ["failed"]
+    [(used, gas)] = bench.rows("select gas_used, gas from evm_intent i join evm_attempt a on a.intent = i.id")
+    assert used == gas
+    assert [type(told) for told in bench.payer.told] == [Failure]
+
+
 def foreign(identity: Identity, nonce: int) -> bytes:
     tx = Transaction(chain_id=1337, nonce=nonce, max_tip=1, max_fee=10 * GWEI, gas=21_000, to=PAYEE, value=1)
     return tx.sign(identity).raw

@@ -14,7 +14,7 @@ import pytest
 
 from shem.errors import Refused
 from shem.node.identity.keys import Identity
-from shem.node.payment.drivers.base import Failure, PaymentOrder, Settlement
+from shem.node.payment.drivers.base import Failure, PaymentNotFound, PaymentOrder, Settlement
 from shem.node.payment.drivers.evm import erc20
 from shem.node.payment.drivers.evm.payouts import MAX_PACKED
 from shem.node.payment.drivers.evm.transaction import Transaction
@@ -256,6 +256,22 @@ async def test_one_receiver_that_the_token_refuses_holds_up_no_other(blocking: A
     for place in range(8):
         to = BLOCKED if place == 5 else payee(place)
         assert (await payer.driver.balance(PLATFORM, to)).token_units == (0 if place == 5 else place + 1)
+
+
+async def test_the_right_sum_of_another_token_is_no_payment(
+    blocking: Any, new_payer: Callable[..., Any], chain: DevChain
+) -> None:
+    payer = blocking
+    order_many(payer, [5, 6])
+    told = await payer.wait_told(2)
+    (settled,) = {one.tx_hash for one in told}
+    me = payer.identity.address
+    assert (await payer.driver.verify(PLATFORM, settled, me, payee(0), 5)).amount_units == 5
+    await payer.close()
+    payer.network = new_payer().network
+    await payer.open().start()
+    with pytest.raises(PaymentNotFound):
+        await payer.driver.verify(PLATFORM, settled, me, payee(0), 5)
 
 
 async def test_a_call_that_reverts_is_divided_and_pays_once(
