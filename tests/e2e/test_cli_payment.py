@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import signal
 from decimal import Decimal
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from shem.testing.devnet import Devnet
+from tests.e2e.conftest import until
 from tests.e2e.test_cli import HASH, here, last_json, shem, start
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(240)]
@@ -82,12 +85,34 @@ async def test_who_stops_waiting_stops_nothing(net: Devnet) -> None:
     assert amounts[:3] == ["0.0625", "0.125", "0.25"]
 
 
+@pytest.mark.slow
+async def test_a_node_killed_meanwhile_does_what_it_was_asked_once(net: Devnet) -> None:
+    """The command waits for the node as the node waits for the chain."""
+    before = Decimal((await vault(net))["free"])
+    running = await start(net, "payment", "deposit", "1.5", "--json")
+    node = net.requestor.node
+    assert node is not None
+
+    async def asked() -> bool:
+        told = last_json(await here(net, "payment", "history", "--json", "--limit", "1"))
+        return bool(told) and told[0]["amount"] == "1.5"
+
+    await until(asked)
+    node.kill()
+    await node.wait()
+    await net.start_node(net.requestor)
+    out, err = await asyncio.wait_for(running.communicate(), 90)
+    assert running.returncode == 0, err
+    assert json.loads(out)["state"] == "final"
+    assert Decimal((await vault(net))["free"]) == before + Decimal("1.5")
+
+
 async def test_a_job_leaves_a_channel_in_the_list_and_an_exit_takes_everything_out(net: Devnet, image: Path) -> None:
     report = last_json(await here(net, "run", str(image), "--platform", PLATFORM, "--json", "--", "true"))
     paid = Decimal(report["paid"])
     found = last_json(await here(net, "payment", "channels", "--all", "--json"))
     assert found[-1]["platform"] == PLATFORM
-    assert Decimal(found[-1]["signed"]) >= paid > 0
+    assert sum(Decimal(one["signed"]) for one in found) >= paid > 0
     plain = await here(net, "payment", "channels", "--all")
     assert found[-1]["channelId"] in plain.out
     assert found[-1]["peer"] in plain.out

@@ -15,10 +15,16 @@ import pytest
 from shem.client.http import ApiClient
 from shem.client.payment import PaymentApi
 from shem.errors import Conflict, KeyLocked, MoneyShort, NotFound, Refused
+from shem.node.config import NetworkConfig
+from shem.node.payment.drivers.base import PaymentDriver
+from shem.node.payment.drivers.channel import ChannelDriver
+from shem.node.payment.drivers.evm.driver import EvmDriver
+from shem.node.payment.drivers.networks import networks_from
 from shem.terms.pricing import LinearPricing
 from shem.testing.devchain import places
 from shem.testing.devchain.node import DevChain
 from shem.wire import payment as wire
+from tests.network.payment.conftest import door_of
 
 PLATFORM, PLAIN = "channel-devnet-tglm", "erc20-devnet-tglm"
 TGLM = 10**18
@@ -290,6 +296,51 @@ async def test_a_payee_that_will_not_close_is_paid_and_the_rest_is_told(world, a
     done = await over(api, await api.exit(wire.ExitOrder()))
     assert (done.state, [one.amount for one in done.locked]) == ("done", ["0.4"])
     assert tokens(chain, bob.id) == 100 * TGLM + TGLM // 5
+
+
+async def test_what_is_no_vault_of_ours_gets_no_money(world, tmp_path, chain):
+    """The operator's configuration names an address where nothing stands."""
+    config = NetworkConfig(
+        chain_id=places.CHAIN_ID,
+        rpc_urls=(chain.rpc_url,),
+        token=places.TOKEN_ADDRESS,
+        token_symbol="tGLM",
+        vault="0x" + "12" * 20,
+    )
+
+    def drivers(node: Any) -> list[PaymentDriver]:
+        erc20 = EvmDriver(node.db, networks_from({"devnet": config}), [node.identity])
+        return [erc20, ChannelDriver(erc20)]
+
+    world.drivers = drivers
+    carol = await world.add("carol")
+    chain.fund(carol.id, wei=TGLM, token_units=TGLM)
+    treasury = carol.payments.treasury
+    vault = treasury.platform(None, None)
+    for asked in (treasury.deposit(carol.id, vault, "1"), treasury.exit(carol.id, vault, None, force=False)):
+        with pytest.raises(Refused) as error:
+            await asked
+        assert error.value.code == "wrong_vault"
+    async with door_of(carol) as door, ApiClient(door.base, carol.id) as http:
+        seen = {one.platform: one for one in await PaymentApi(http).status()}
+        assert "is not our vault" in str(seen[PLATFORM].error)
+        assert seen[PLAIN].wallet == "1"
+    assert tokens(chain, carol.id) == TGLM
+
+
+async def test_an_exit_waits_for_a_chain_that_stands_still(world, alice, bob, wait, api, chain):
+    await final(api, await api.deposit(wire.MoneyMove(amount="5")))
+    treasury = alice.payments.treasury
+    exits, vault = treasury.exits, treasury.platform(None, None)
+    assert exits is not None
+    chain.rpc.call("shem_setAutomine", [False])
+    begun = exits.begin(alice.id, vault.platform, alice.id, force=False)
+    seen = await treasury.exit_state(alice.id, begun.exit_id, unless="open", timeout_s=0.5)
+    assert seen.state == "open"
+    assert seen.withdrawal
+    chain.rpc.call("shem_setAutomine", [True])
+    done = await treasury.exit_state(alice.id, begun.exit_id, unless="open", timeout_s=30)
+    assert (done.state, done.withdrawn) == ("done", 5 * TGLM)
 
 
 async def test_a_node_without_a_vault_says_so(tmp_path, open_world):
