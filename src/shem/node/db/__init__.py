@@ -44,6 +44,7 @@ class Database:
             self.connection.execute("pragma synchronous = normal")
             # 16 MB instead of 4: a page that many commits touch is copied into the file, and synced, a quarter as often
             self.connection.execute("pragma wal_autocheckpoint = 4000")
+            self.connection.execute("pragma cache_size = -16384")
             self.connection.execute(
                 "create table if not exists schema_version (domain text primary key, version integer not null)"
             )

@@ -14,26 +14,21 @@ from __future__ import annotations
 from functools import lru_cache
 
 import coincurve
-from Crypto.Hash import keccak
 
 from shem.errors import Refused
+from shem.node.identity import keccak
 from shem.terms.ids import NodeId
 
 SIGNATURE_BYTES = 65
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 """Of the curve's group; ``s`` above half of it is the same signature in disguise."""
+keccak256 = keccak.keccak256
 
 
 class BadSignature(Refused):
     """The signature is not the issuer's, or not in the one form we take."""
 
     default_code = "bad_signature"
-
-
-def keccak256(data: bytes) -> bytes:
-    """32 bytes: the hash of Ethereum, which is not SHA3-256."""
-    digest: bytes = keccak.new(digest_bits=256, data=data).digest()
-    return digest
 
 
 _DOMAIN_TYPE = keccak256(b"EIP712Domain(string name,string version)")

@@ -16,6 +16,7 @@ import msgspec
 from shem.node.db import Database
 from shem.node.payment.channel import PAY_S, Channel, Cover
 from shem.node.payment.drivers.evm.vault import ChannelKey, Vault
+from shem.node.payment.rows import Rows
 
 RequestKind = Literal["deposit", "reserve", "extend", "settle", "close", "release", "redeem"]
 
@@ -95,7 +96,7 @@ class ChannelStore:
         """Insert or update."""
         if channel.state == "closed":
             self._count_closed(channel)
-        self._put("payment_channel", channel, _CHANNEL_BIG)
+        _CHANNELS.save(self._db.connection, channel)
 
     def _count_closed(self, channel: Channel) -> None:
         before = self.channel(channel)
@@ -377,6 +378,13 @@ def _counts(channel: Channel) -> int:
 
 
 _CHANNEL_BIG = ("reserved", "claimed", "owed", "signed")
+_CHANNELS = Rows(
+    "payment_channel",
+    Channel,
+    ("owner", "chain_id", "vault", "channel_id"),
+    ("reserved", "valid_until", "claimed", "owed", "signed", "signature", "state", "close_signature"),
+    dict.fromkeys(_CHANNEL_BIG, str),
+)
 _TARGET_BIG = ("amount", "target")
 _COVER_BIG = ("wanted", "least")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import time
 import uuid
 from typing import TypedDict
 
@@ -303,9 +305,16 @@ class ProviderDesk:
         return document, account
 
 
+def _new_id() -> str:
+    """A UUID that begins with the time (RFC 9562, version 7): documents of one moment lie beside each other in every
+    table and index, on both nodes, and not each on a page of its own."""
+    number = time.time_ns() // 1_000_000 << 80 | secrets.randbits(80)
+    return str(uuid.UUID(int=number & ~(0xF << 76 | 0x3 << 62) | 0x7 << 76 | 0x2 << 62))
+
+
 def _billing(deal: Deal) -> _Common:
     return {
-        "document_id": str(uuid.uuid4()),
+        "document_id": _new_id(),
         "issuer": deal.owner,
         "recipient": deal.peer_id,
         "agreement_id": deal.agreement_id,

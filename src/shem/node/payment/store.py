@@ -8,7 +8,7 @@ both ends of a deal.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ import msgspec
 from shem.node.db import Database
 from shem.node.payment.ledger import Account, Allocation, Chain
 from shem.node.payment.lifecycle import LIVE, State
+from shem.node.payment.rows import Encoder, Rows
 from shem.node.payment.schema import SCHEMA
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -176,7 +177,7 @@ class Store:
 
     def save_allocation(self, allocation: Allocation) -> None:
         """Insert or update."""
-        self._put("payment_allocation", _row(allocation))
+        _ALLOCATIONS.save(self._db.connection, allocation)
 
     def allocation(self, allocation_id: str, owner: str) -> Allocation | None:
         """By id, released ones included."""
@@ -206,7 +207,7 @@ class Store:
 
     def save_account(self, account: Account) -> None:
         """Insert or update."""
-        self._put("payment_account", _row(account))
+        _ACCOUNTS.save(self._db.connection, account)
 
     def account(self, agreement_id: str, owner: str) -> Account | None:
         """One side's account of an agreement."""
@@ -261,7 +262,7 @@ class Store:
 
     def save_chain(self, chain: Chain) -> None:
         """Insert or update."""
-        self._put("payment_chain", _row(chain))
+        _CHAINS.save(self._db.connection, chain)
 
     def chain(self, activity_id: str, owner: str) -> Chain | None:
         """The debit notes of an activity."""
@@ -277,7 +278,7 @@ class Store:
 
     def save_document(self, document: Document) -> None:
         """Insert or update."""
-        self._put("payment_document", _row(document))
+        _DOCUMENTS.save(self._db.connection, document)
 
     def document(self, document_id: str, owner: str) -> Document | None:
         """By id."""
@@ -340,7 +341,7 @@ class Store:
 
     def add_event(self, event: Event) -> None:
         """Append; ``event.at`` comes from :meth:`stamp`."""
-        self._put("payment_event", _row(event))
+        _EVENTS.add(self._db.connection, event)
 
     def events(
         self,
@@ -550,19 +551,39 @@ _BIG = frozenset(
 )
 
 
+_ENCODERS: Mapping[str, Encoder] = (
+    dict.fromkeys(_BIG, str)
+    | dict.fromkeys(("created_at", "timeout", "due_at", "at"), to_us)
+    | dict.fromkeys(("make_deposit", "released"), int)
+    | {"state": str}
+)
+"""Columns of frozen values: times as microseconds, money as text."""
+_ALLOCATIONS = Rows(
+    "payment_allocation", Allocation, ("allocation_id",), ("total", "spent", "timeout", "released"), _ENCODERS
+)
+_ACCOUNTS = Rows(
+    "payment_account",
+    Account,
+    ("owner", "agreement_id"),
+    ("noted", "notes_accepted", "invoiced", "accepted", "scheduled", "settled", "allocation_id"),
+    _ENCODERS,
+)
+_CHAINS = Rows(
+    "payment_chain", Chain, ("owner", "activity_id"), ("requested", "accepted", "last_note_id", "notes"), _ENCODERS
+)
+_DOCUMENTS = Rows(
+    "payment_document",
+    Document,
+    ("owner", "document_id"),
+    ("state", "covered_at", "allocation_id", "answer", "answer_signature", "failure"),
+    _ENCODERS,
+)
+_EVENTS = Rows("payment_event", Event, ("at",), (), _ENCODERS)
+
+
 def _row(value: msgspec.Struct) -> dict[str, Any]:
-    """Columns of a frozen value: times as microseconds, money as text."""
     row = msgspec.structs.asdict(value)
-    for name, cell in row.items():
-        if isinstance(cell, datetime):
-            row[name] = to_us(cell)
-        elif name in _BIG and cell is not None:
-            row[name] = str(cell)
-        elif isinstance(cell, bool):
-            row[name] = int(cell)
-        elif isinstance(cell, State):
-            row[name] = str(cell)
-    return row
+    return row | {name: encode(row[name]) for name, encode in _ENCODERS.items() if row.get(name) is not None}
 
 
 def _allocation(row: sqlite3.Row) -> Allocation:
