@@ -215,6 +215,20 @@ def fund(
         typer.echo(f"{told.platform}: {told.message}")
 
 
+@app.command()
+def retry(
+    transaction: Annotated[str, typer.Argument(metavar="ID", help="As `shem payment status` names it.")],
+    api_url: ApiUrl = None,
+    app_key: AppKey = None,
+    as_json: Json = False,
+) -> None:
+    """Do anew what was displaced: when another program, with the node's key, used a payment's place on the chain."""
+    from shem.client.payment import PaymentApi
+
+    _ask(api_url, app_key, lambda http: PaymentApi(http).retry(transaction))
+    print(json.dumps({"retried": transaction}) if as_json else f"{transaction} is made anew; see shem payment history")
+
+
 app.command("deposit")(payment_move.deposit)
 app.command("withdraw")(payment_move.withdraw)
 app.command("exit")(payment_move.leave)

@@ -218,6 +218,12 @@ class PaymentApi:
         path = f"{_OURS}/payment/transactions/{quote(transaction_id, safe='')}"
         return await self._wait(path, unless, timeout_s, wire.Transaction)
 
+    async def retry(self, transaction_id: str) -> None:
+        """Do anew what it was for, when another program's transaction took its place. ``Conflict`` (``not_stuck``) while
+        it may still be mined."""
+        path = f"{_OURS}/payment/transactions/{quote(transaction_id, safe='')}/retry"
+        await self._http.call("POST", path)
+
     async def deposit(self, move: wire.MoneyMove) -> wire.Asked:
         """From the wallet into the vault. ``MoneyShort`` for more than there is to spare, ``Refused`` without a vault."""
         return await self._http.call("POST", f"{_OURS}/payment/deposit", json=move, into=wire.Asked)

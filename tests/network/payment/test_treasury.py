@@ -145,6 +145,7 @@ async def test_what_cannot_be_moved_is_refused_by_a_stable_code(world, alice, bo
     assert await code("withdraw", amount="1", receiver=places.TOKEN_ADDRESS) == (400, "bad_receiver")
     assert await code("withdraw", amount="1", receiver="0x" + "00" * 20) == (400, "bad_receiver")
     assert (await requestor("GET", "/shem-api/v1/payment/transactions/nothing"))[0] == 404
+    assert (await requestor("POST", "/shem-api/v1/payment/transactions/nothing/retry"))[0] == 404
     assert (await requestor("GET", "/shem-api/v1/payment/exits/nothing"))[0] == 404
     assert await api.transactions() == []
 

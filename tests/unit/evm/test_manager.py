@@ -10,6 +10,7 @@ import pytest
 from shem.cogs.clock import ManualClock
 from shem.node.identity.keys import Identity
 from shem.node.payment.drivers.base import ChainUnreachable, Failure, Settlement
+from shem.node.payment.drivers.evm.manager import NotStuck
 from shem.node.payment.drivers.evm.transaction import Transaction
 from shem.testing.devchain.node import DevChain
 
@@ -301,6 +302,49 @@ async def test_a_nonce_that_somebody_else_used_is_left_to_a_human(
     await bench.steps(4, mine=True)
     assert bench.states == ["sent", "final"], "others go on"
     assert token_balance(PAYEE) == 2
+
+
+async def test_what_was_displaced_is_done_anew_when_the_owner_says_so(
+    make: Callable[..., Bench], token_balance: Callable[[str], int]
+) -> None:
+    bench = make(rebroadcast_s=0.0)
+    bench.payer.order("a", PAYEE, 1)
+    driver, me = bench.payer.driver, bench.payer.identity.address
+    await bench.steps(1)
+    with pytest.raises(NotStuck, match="no final block"):  # it waits in the pool
+        await driver.retry(me, "1")
+    bench.chain.chain.pool.clear()
+    bench.chain.chain.submit(foreign(bench.payer.identity, 0))
+    bench.chain.chain.mine()
+    with pytest.raises(NotStuck, match="no final block"):  # a reorg may still give the place back
+        await driver.retry(me, "1")
+    await bench.steps(6, mine=True)
+    assert "shem payment retry 1" in bench.manager.problems()[0].message
+    await driver.retry(me, "1")
+    assert bench.states == ["failed"]
+    assert [(type(told), told.order_id, told.code) for told in bench.payer.told] == [(Failure, "a", "displaced")]
+    assert "took its place" in driver.history(me, 1)[0].detail
+    bench.payer.order("a, again", PAYEE, 1)
+    await bench.steps(4, mine=True)
+    assert (bench.states, token_balance(PAYEE), bench.codes) == (["failed", "final"], 1, [])
+    for name in ("1", "2", "99"):
+        with pytest.raises(NotStuck):
+            await driver.retry(me, name)
+
+
+async def test_what_was_mined_is_never_done_anew(
+    make: Callable[..., Bench], token_balance: Callable[[str], int]
+) -> None:
+    """The node has not looked since: the chain knows better than it."""
+    bench = make()
+    bench.payer.order("a", PAYEE, 1)
+    await bench.steps(1)
+    for _ in range(4):
+        bench.chain.chain.mine()
+    with pytest.raises(NotStuck):
+        await bench.payer.driver.retry(bench.payer.identity.address, "1")
+    await bench.steps(1)
+    assert (bench.states, token_balance(PAYEE)) == (["final"], 1)
 
 
 async def test_nonces_used_before_us_are_passed_over(make: Callable[..., Bench]) -> None:

@@ -307,6 +307,32 @@ async def test_a_call_that_reverts_is_divided_and_pays_once(
     assert [token_balance(payee(place)) for place in range(4)] == [1, 2, 3, 4]
 
 
+async def test_a_call_whose_place_was_taken_is_made_anew(
+    many: Any, chain: DevChain, until: Until, token_balance: Balance
+) -> None:
+    payer = await many()
+    order_many(payer, [1, 2])
+    await payer.wait_told(2)
+    chain.rpc.call("shem_setAutomine", [False])
+    with payer.db.transaction(durable=True) as connection:
+        for place in range(4):
+            payer.driver.pay(connection, PaymentOrder(f"x{place}", PLATFORM, payer.identity.address, payee(place), 10))
+    await until(lambda: len(chain.chain.pool) == 1)
+    chain.chain.pool.clear()
+    fields: Any = {"chain_id": 1337, "nonce": 2, "max_tip": 1, "max_fee": 10**10, "gas": 21_000}
+    chain.chain.submit(Transaction(**fields, to=payee(0), value=1).sign(payer.identity).raw)
+    chain.rpc.call("shem_setAutomine", [True])
+    await until(lambda: any("shem payment retry" in p.message for p in payer.driver.problems()))
+    (stuck,) = [d for d in payer.driver.history(payer.identity.address, 9) if d.state == "sent"]
+    await until(
+        lambda: chain.chain.state(chain.chain.finalized).get_nonce(bytes.fromhex(payer.identity.address[2:])) == 3
+    )
+    await payer.driver.retry(payer.identity.address, stuck.id)
+    told = await payer.wait_told(6)
+    assert {type(one) for one in told} == {Settlement}
+    assert [token_balance(payee(place)) for place in range(4)] == [11, 12, 10, 10]
+
+
 async def test_leave_that_the_token_refuses_means_one_by_one(
     many: Any, chain: DevChain, token_balance: Balance
 ) -> None:

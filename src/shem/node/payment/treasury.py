@@ -15,7 +15,7 @@ from typing import TypeVar
 import msgspec
 
 from shem.errors import KeyLocked, MoneyShort, NotFound, Refused
-from shem.node.identity.signing import keccak256
+from shem.node.identity.signing import mistyped
 from shem.node.payment.allocations import Allocations, BadPlatform
 from shem.node.payment.books import Books
 from shem.node.payment.channels import Channels
@@ -302,6 +302,13 @@ class Treasury:
         deed = await self._changed(("", MOVED), look, lambda found: found.state != unless, timeout_s)
         return deed, self._books.platforms.get(deed.platform)
 
+    async def retry(self, owner: str, name: str) -> None:
+        """Do anew what a transaction was for whose place another program's took. Raises :class:`NoTransaction`,
+        ``not_stuck`` while it may still be mined, ``ChainUnreachable``."""
+        if self._evm is None or self._evm.deed(owner, name) is None:
+            raise NoTransaction(f"there is no transaction {name[:60]!r} of yours")
+        await self._evm.retry(owner, name)
+
     async def exit_state(self, owner: str, exit_id: str, *, unless: str | None, timeout_s: float) -> Exit:
         """An exit; waits until its state is another than ``unless``. Raises :class:`NoTransaction`."""
 
@@ -343,15 +350,10 @@ def _text(units: int, platform: Platform) -> str:
 
 
 def _address(text: str) -> str:
-    """Mixed case is a checksum (EIP-55): one wrong letter, and the money would be nobody's."""
     address = parse_node_id(text)
-    digits = text[2:]
-    if digits not in (digits.lower(), digits.upper()):
-        hashed = keccak256(address[2:].encode()).hex()
-        right = "".join(c.upper() if int(h, 16) >= 8 else c for c, h in zip(address[2:], hashed, strict=False))
-        if digits != right:
-            raise BadReceiver(
-                f"{text} is not right: its capital letters are a checksum, and it fails",
-                hint="copy the address again; or write it in small letters, if you are sure",
-            )
+    if mistyped(text):
+        raise BadReceiver(
+            f"{text} is not right: its capital letters are a checksum, and it fails",
+            hint="copy the address again; or write it in small letters, if you are sure",
+        )
     return address

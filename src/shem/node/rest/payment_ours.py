@@ -37,6 +37,7 @@ def routes(payments: Payments) -> list[web.RouteDef]:
         ("GET", "payment/channels", door.channels),
         ("GET", "payment/transactions", door.transactions),
         ("GET", "payment/transactions/{id}", door.transaction),
+        ("POST", "payment/transactions/{id}/retry", door.retry),
         ("POST", "payment/deposit", door.deposit),
         ("POST", "payment/withdraw", door.withdraw),
         ("POST", "payment/exit", door.exit),
@@ -142,6 +143,10 @@ class _Door:
         return respond(self._exit(found))
 
     # --- moving ---
+
+    async def retry(self, request: web.Request) -> web.Response:
+        await self._treasury.retry(caller(request), names(request)["id"])
+        return web.Response(status=204)
 
     async def deposit(self, request: web.Request) -> web.Response:
         body = await read_json(request, wire.MoneyMove)

@@ -433,14 +433,15 @@ class ChannelChain:
             self._no_top_up_until = self._clock.monotonic() + TOP_UP_REST_S
         self._tell(Failed(request_id=rows[0].request_id, code=code, message=message))
 
-    def receipt(self, intent: Intent, receipt: Receipt) -> None:
-        """What became of a call; inside the manager's transaction."""
+    def receipt(self, intent: Intent, receipt: Receipt | None) -> None:
+        """What became of a call; inside the manager's transaction. No receipt: it never happened."""
         rows = self._rows.of([intent.id])
         if not rows:
             return
         if intent.state == "failed":
-            self._undone(rows, "reverted", f"the vault refused it in {intent.tx_hash}")
-        elif receipt.succeeded:
+            why = f"the vault refused it in {intent.tx_hash}" if receipt else "another transaction took its place"
+            self._undone(rows, "reverted", why)
+        elif receipt is not None and receipt.succeeded:
             words = self._words(rows, intent, receipt)
             if intent.state == "final":
                 self._rows.end(rows, "done", intent=intent.id)

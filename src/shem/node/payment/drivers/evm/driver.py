@@ -33,7 +33,7 @@ from shem.node.payment.drivers.base import (
 from shem.node.payment.drivers.evm import erc20
 from shem.node.payment.drivers.evm.channels import INTENTS, ChannelChain
 from shem.node.payment.drivers.evm.history import Deed, deeds, one_deed
-from shem.node.payment.drivers.evm.manager import Admission, TransactionManager
+from shem.node.payment.drivers.evm.manager import Admission, NotStuck, TransactionManager
 from shem.node.payment.drivers.evm.payouts import MULTI, Payouts, tokens_of
 from shem.node.payment.drivers.evm.rpc import (
     Block,
@@ -126,7 +126,7 @@ class EvmDriver:
         async def admit(waiting: Sequence[Intent], in_flight: Sequence[Intent]) -> Admission:
             return await self._admit(network, signer.address, waiting, in_flight)
 
-        def receipt(intent: Intent, found: Receipt) -> None:
+        def receipt(intent: Intent, found: Receipt | None) -> None:
             if intent.key.startswith(INTENTS) and network.name in self.vaults:
                 self.vaults[network.name].receipt(intent, found)
 
@@ -262,6 +262,18 @@ class EvmDriver:
     def deed(self, address: str, name: str) -> Deed | None:
         """One of them, by its id or by the id of what was asked of a vault."""
         return one_deed(self._db.connection, self.networks, parse_node_id(address), name)
+
+    async def retry(self, address: str, name: str) -> None:
+        """Do anew what one of :meth:`history` was for, which another program's transaction has displaced.
+
+        Raises :class:`~shem.node.payment.drivers.evm.manager.NotStuck`, ``ChainUnreachable``.
+        """
+        for network in self.networks:
+            deed = one_deed(self._db.connection, [network], parse_node_id(address), name)
+            if deed is not None and deed.intent is not None:
+                await self.managers[network.name, parse_node_id(address)].retry(deed.intent)
+                return
+        raise NotStuck("it is in no transaction", hint="see shem payment history")
 
     # Looking
 

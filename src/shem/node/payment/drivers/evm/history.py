@@ -33,6 +33,8 @@ class Deed(msgspec.Struct, frozen=True):
     """Base units: what was asked to be moved, and once it is final, what was. 0 where nothing moves."""
     at: float | None
     """Unix seconds of the asking where that is known, else of the first signature."""
+    intent: int | None
+    """The row of its transaction; ``None`` before there is one."""
     entries: int
     """Of how many channels, or receivers."""
     detail: str
@@ -110,6 +112,7 @@ def _unsent_order(network: Network, row: sqlite3.Row) -> Deed:
         gas_used=None,
         amount=int(row["amount"]),
         at=row["made_at"],
+        intent=None,
         entries=1,
         detail="",
     )
@@ -126,6 +129,7 @@ def _unsent(network: Network, row: sqlite3.Row) -> Deed:
         gas_used=None,
         amount=int(row["amount"]),
         at=row["made_at"],
+        intent=None,
         entries=1,
         detail=row["detail"],
     )
@@ -150,6 +154,8 @@ def _deed(connection: sqlite3.Connection, network: Network, row: sqlite3.Row) ->
             column = "moved" if row["state"] == "final" else "amount"
             amount, entries = sum(int(one[column]) for one in asked), len(asked)
             at, detail = min(one["made_at"] for one in asked), asked[0]["detail"]
+    if row["state"] == "failed" and not row["tx_hash"]:
+        detail = "another transaction of the account took its place"
     return Deed(
         id=str(row["id"]),
         kind=kind,
@@ -160,6 +166,7 @@ def _deed(connection: sqlite3.Connection, network: Network, row: sqlite3.Row) ->
         gas_used=row["gas_used"],
         amount=amount,
         at=at,
+        intent=row["id"],
         entries=entries,
         detail=detail,
     )

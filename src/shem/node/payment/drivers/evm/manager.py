@@ -29,7 +29,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 import msgspec
 
 from shem.cogs.clock import Clock
-from shem.errors import ShemError
+from shem.errors import Conflict, ShemError
 from shem.node.db import Database
 from shem.node.payment.drivers.base import ChainUnreachable, DriverProblem
 from shem.node.payment.drivers.evm.rpc import (
@@ -61,6 +61,12 @@ _HARMLESS = ("already known", "known transaction", "already imported", "nonce to
 """Refusals that say: a transaction with this nonce is there. Which one, receipts tell."""
 
 
+class NotStuck(Conflict):
+    """The transaction may still be mined, or has been."""
+
+    default_code = "not_stuck"
+
+
 class View(msgspec.Struct, frozen=True):
     """The chain at one moment, for one account."""
 
@@ -89,7 +95,7 @@ async def admit_all(waiting: Sequence[Intent], in_flight: Sequence[Intent]) -> A
     return Admission(waiting)
 
 
-def heed_nothing(intent: Intent, receipt: Receipt) -> None:
+def heed_nothing(intent: Intent, receipt: Receipt | None) -> None:
     """For whoever waits for the end alone."""
 
 
@@ -106,12 +112,13 @@ class TransactionManager:
         clock: Clock,
         on_done: Callable[[Intent], None],
         admit: Admit = admit_all,
-        on_receipt: Callable[[Intent, Receipt], None] = heed_nothing,
+        on_receipt: Callable[[Intent, Receipt | None], None] = heed_nothing,
         on_refused: Callable[[Intent, str], float | None] | None = None,
         on_moved: Callable[[], None] = lambda: None,
     ) -> None:
         """``on_done`` is called inside the transaction in which an intent becomes ``final`` or ``failed``; ``on_receipt``
-        in the same before it, and also whenever the intent is found ``mined``, which a reorg may undo. ``on_refused`` is
+        in the same before it, and also whenever the intent is found ``mined``, which a reorg may undo; without a receipt
+        when it has failed because its nonce was used by somebody else (:meth:`retry`). ``on_refused`` is
         asked about an intent that was never signed and that the chain would refuse: after how many seconds to try again,
         or ``None`` when it has been dropped; without it they wait as long as is usual on the network. ``on_moved`` is
         called after every look that found, or made, something new."""
@@ -161,6 +168,35 @@ class TransactionManager:
     def problems(self) -> Sequence[DriverProblem]:
         """Why intents wait, as of the last look."""
         return tuple(self._problems.values())
+
+    async def retry(self, intent_id: int) -> None:
+        """End a transaction whose place was taken by somebody else's, so that what it was for is done anew.
+
+        The owner's decision alone, and only when this is certain: in a final block the account's nonce is beyond the
+        transaction's, and none of the attempts at it has a receipt. Raises :class:`NotStuck`, :class:`ChainUnreachable`.
+        """
+        intent = next((i for i in self._store.under_way() if i.id == intent_id and i.state == "sent"), None)
+        if intent is None or intent.nonce is None:
+            raise NotStuck("it is not held back by another transaction", hint="see shem payment history")
+        final = (await self._look()).final
+        asked = [self._signer.address, hex(max(final, 0))]
+        used = number(await self._pool.call("eth_getTransactionCount", asked, str))
+        found, _ = await self._receipts([intent_id])
+        if final < 0 or used <= intent.nonce or found:
+            raise NotStuck(
+                f"no final block shows that nonce {intent.nonce} is somebody else's", hint="wait, then say it again"
+            )
+        ended = msgspec.structs.replace(intent, state="failed")
+        with self._db.transaction(durable=True):
+            if any(i.id == intent_id and i.state == "sent" for i in self._store.under_way()):
+                self._store.note_mined(ended)
+                self._on_receipt(ended, None)
+                self._on_done(ended)
+        self._forget(intent)
+        self._wake.set()
+        log.warning(
+            "%s is made anew: its nonce %d was used by a transaction that is not ours", intent.key, intent.nonce
+        )
 
     async def run(self) -> None:
         """Work until cancelled; may be cancelled anywhere."""
@@ -315,7 +351,10 @@ class TransactionManager:
             elif intent.nonce is not None and intent.nonce < view.nonce:
                 looks = self._strange[intent.id] = self._strange.get(intent.id, 0) + 1
                 if looks >= STRANGE_LOOKS:
-                    text = f"nonce {intent.nonce} was used by a transaction that is not ours; {intent.key} is held back"
+                    text = (
+                        f"nonce {intent.nonce} was used by a transaction that is not ours; {intent.key} is held back "
+                    )
+                    text += f"(shem payment retry {intent.id})"
                     self._note(problems, "TxStuck", text)
             return
         self._strange.pop(intent.id, None)

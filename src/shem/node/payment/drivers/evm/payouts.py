@@ -219,11 +219,11 @@ class Payouts:
 
     def done(self, payer: str, intent: Intent) -> None:
         """The end of a transfer, inside the manager's transaction."""
-        if intent.key.startswith(LEAVE) and intent.state == "failed":
+        if intent.key.startswith(LEAVE) and intent.state == "failed" and intent.tx_hash:
             self._no_leave(payer, f"refused in {intent.tx_hash}")
         orders = self._of(intent)
         if intent.state == "failed" and len(orders) > 1:
-            log.warning("a payment to many was refused in %s; it is divided", intent.tx_hash)
+            log.warning("a payment to many was not made (%s); it is divided", intent.tx_hash or "its place was taken")
             self._take_back(orders, len(orders) // 2)
             self._db.after_commit(self._wake.set)
             return
@@ -263,6 +263,8 @@ def _order(row: sqlite3.Row) -> _Order:
 
 def _outcome(order_id: str, intent: Intent, company: int) -> Settlement | Failure:
     if intent.state == "failed":
+        if not intent.tx_hash:
+            return Failure(order_id, "displaced", "another transaction of the account took the transfer's place")
         return Failure(order_id, "reverted", f"the transfer was refused by the token's contract in {intent.tx_hash}")
     return msgspec.convert(
         {
