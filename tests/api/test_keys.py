@@ -121,7 +121,7 @@ async def test_who_signs_vouchers_and_where_a_node_is_paid(tmp_path: Path) -> No
         assert (await IdentityApi(http).voucher_signer(own=False)).voucher_signer == node.identity.node_id
 
 
-@pytest.mark.parametrize("bad", ["0x12", "0x" + "00" * 20, "0x" + "11" * 20, "0x" + "22" * 20, "me"])
+@pytest.mark.parametrize("bad", ["0x12", "0x" + "00" * 20, "0x" + "11" * 20, "0x" + "22" * 20, "me", "0x" + "Ab" * 20])
 async def test_an_address_that_cannot_be_paid_stops_the_start(tmp_path: Path, bad: str) -> None:
     with pytest.raises(Misconfigured) as refused:
         async with Node(config(tmp_path, networks={"devnet": CHAIN}, payout=bad), transport=Loopback().transport):

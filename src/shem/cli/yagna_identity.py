@@ -86,10 +86,23 @@ def _is_own(which: str | None, node_id: str) -> bool:
 def _opened(say: Speech, which: str | None) -> Any:
     from shem.node.identity.keys import Identity
 
-    found = Identity.open(say.place.data_dir)
+    directory = say.place.data_dir
+    found = Identity.open(directory, _password() if _has_password(directory) else None)
     if not _is_own(which, found.node_id):
         raise NotFound(f"this node has no identity {which!r}", hint=f"its only one is {found.node_id}")
     return found
+
+
+def _has_password(directory: Path) -> bool:
+    from shem.node.identity import keystore
+
+    return (directory / keystore.KEYSTORE).exists() and keystore.has_own_passphrase(directory)
+
+
+def _password() -> str:
+    from shem.cli.passphrases import told_passphrase
+
+    return told_passphrase("Password", None, None if sys.stdin.isatty() else 0)
 
 
 @identity.command("pub-key")
@@ -122,13 +135,15 @@ def export(
 
     say = speech(ctx)
     directory = say.place.data_dir
-    own = (directory / keystore.KEYSTORE).exists() and keystore.has_own_passphrase(directory)
-    if plain or not own:
+    own = _has_password(directory)
+    if not own:
         _opened(say, which)
     else:
         _own_or_none(say, which)
-    text = keystore.read_secret(directory).hex() if plain else (directory / keystore.KEYSTORE).read_text()
-    if not plain:
+    if plain:
+        text = keystore.read_secret(directory, _password() if own else None).hex()
+    else:
+        text = (directory / keystore.KEYSTORE).read_text()
         whose = "the one that you gave it" if own else f"in {directory / keystore.PASSPHRASE}"
         print(f"Its passphrase is {whose}", file=sys.stderr)
     if file_path is None:
@@ -199,7 +214,6 @@ def unlock(
     ctx: typer.Context, which: Which = None, password: Annotated[str | None, typer.Option(hidden=True)] = None
 ) -> None:
     """Have the node sign again. Its password is asked for, or read from stdin."""
-    from shem.cli.passphrases import given_passphrase, told_passphrase
     from shem.client.identity import IdentityApi
 
     if password is not None:
@@ -210,9 +224,7 @@ def unlock(
     say = speech(ctx)
     node_id = _own_or_none(say, which)
     keys = ask(say.place, lambda http: IdentityApi(http).keys(), as_owner=True)
-    said = None
-    if keys.locked and keys.own_passphrase:
-        said = told_passphrase("Password", None, None) if sys.stdin.isatty() else given_passphrase(None, 0)
+    said = _password() if keys.locked and keys.own_passphrase else None
     keys = ask(say.place, lambda http: IdentityApi(http).unlock(said), as_owner=True)
     say.value(_description(node_id, locked=keys.locked))
 

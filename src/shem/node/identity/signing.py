@@ -64,6 +64,15 @@ def address_of(public_key: coincurve.PublicKey) -> NodeId:
     return NodeId("0x" + keccak256(public_key.format(compressed=False)[1:])[-20:].hex())
 
 
+def mistyped(text: str) -> bool:
+    """Whether the capital letters of an address are a checksum (EIP-55) that fails: money sent there would be nobody's."""
+    digits = text[2:]
+    if digits in (digits.lower(), digits.upper()):
+        return False
+    hashed = keccak256(digits.lower().encode()).hex()
+    return digits != "".join(c.upper() if int(h, 16) >= 8 else c for c, h in zip(digits.lower(), hashed, strict=False))
+
+
 def sign_with(key: coincurve.PrivateKey, digest: bytes) -> bytes:
     """65 bytes over a 32-byte digest built by us. The library gives the low ``s`` and a deterministic nonce."""
     signature = key.sign_recoverable(digest, hasher=None)

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from shem.errors import Misconfigured, Refused
 from shem.node.config import NetworkConfig
+from shem.node.identity.signing import mistyped
 from shem.node.payment.drivers.networks import Network
 from shem.terms.ids import parse_node_id
 
@@ -37,5 +38,11 @@ def _payable(text: str, place: str, network: Network) -> str:
             f"{place}: {text[:60]!r} is no address that {network.name} can pay",
             code="bad_payout_address",
             hint="an account's address is 0x and 40 hexadecimal digits",
+        )
+    if mistyped(text):
+        raise Misconfigured(
+            f"{place}: {text} is mistyped: its capital letters are a checksum, and it fails",
+            code="bad_payout_address",
+            hint="copy the address again; or write it in small letters, if you are sure",
         )
     return address
