@@ -32,12 +32,13 @@ from shem.provider.billing import SHUTDOWN, read_terms
 from shem.provider.capacity import Capacity, Resources, plan
 from shem.provider.config import ProviderConfig
 from shem.provider.deal import Deal, Desk
+from shem.provider.debtors import Debtors
 from shem.provider.exeunit.machine import Tools
 from shem.provider.exeunit.web import Web
 from shem.provider.hardware import detect
 from shem.provider.news import news
 from shem.provider.offering import Account, Offer, Runtime, Seller, build_all, wanted_accounts
-from shem.provider.recovery import recover
+from shem.provider.recovery import LOOK_BACK, recover
 from shem.provider.sandboxes import Chosen, choose_driver, choose_runtimes, open_image_store
 from shem.provider.shop import Shop, ShopRules
 from shem.wire.activity import ProviderEvent
@@ -81,6 +82,7 @@ class ProviderAgent:
         self._driver_name = ""
         self._runtimes: tuple[Runtime, ...] = ()
         self._platforms: list[str] = []
+        self._debtors = Debtors(config.rules.debt_grace_s)
         self.node_id = ""
         self.broken = asyncio.Event()
         """Set when one of the agent's own loops has failed (its log says why): it should be stopped and started again."""
@@ -150,6 +152,7 @@ class ProviderAgent:
         )
         since = self._clock.now() - _SKEW
         await recover(self._desk, config.rules)
+        self._debtors.note(await self._payment.invoices(after=since - LOOK_BACK))
         self._shop = self._build_shop(self._build_offers(chosen, accounts), self._capacity)
         for name, loop in {
             "activities": self._follow_activities(since),
@@ -197,6 +200,7 @@ class ProviderAgent:
             on_approved=self._approved,
             on_lost=self._lost,
             ending=lambda: bool(self._closing),
+            overdue=lambda requestor_id: self._debtors.overdue(requestor_id, self._clock.now()),
         )
 
     async def _close(self) -> None:
@@ -341,6 +345,13 @@ class ProviderAgent:
         async for events in news(self._clock, since, ask):
             for event in events:
                 _log_invoice(event)
+                await self._note_debt(event)
+
+    async def _note_debt(self, event: InvoiceEvent) -> None:
+        try:
+            self._debtors.note([await self._payment.invoice(event.invoice_id)])
+        except (ShemError, TimeoutError) as error:
+            log.info("invoice %s cannot be looked at now: %s", event.invoice_id, error)
 
 
 def _log_invoice(event: InvoiceEvent) -> None:

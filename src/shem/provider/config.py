@@ -23,6 +23,7 @@ FILE_NAME = "provider.toml"
 MAX_COVER_S = 24 * 3600
 """No requestor's node reserves for longer ahead."""
 MAX_COVER_AFTER_S = 30 * 24 * 3600
+MAX_GRACE_S = 365 * 24 * 3600
 _PLATFORM = re.compile(r"[a-z0-9]{1,32}(-[a-z0-9]{1,32}){0,2}(-?\*)?|\*")
 
 
@@ -55,6 +56,8 @@ class Rules(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     """An agreement without an activity for this long is ended (``NoActivity``)."""
     invoice_due_s: int = 24 * 3600
     """When an invoice is due if no payment timeout was negotiated."""
+    debt_grace_s: float = 3600
+    """Who has not paid an accepted invoice so long after its date gets no new agreement before it is paid."""
     cover_s: int = 600
     """Where deals are paid by channel: the requestor reserves the price of so much full use ahead."""
     least_cover_s: int = 60
@@ -239,6 +242,8 @@ def _check(config: ProviderConfig) -> None:
     for name in ("cover_spare_s", "cover_lead_s"):
         if not 0 <= getattr(rules, name) <= MAX_COVER_S:
             raise Misconfigured(f"rules.{name} must be from 0 to {MAX_COVER_S} s", code="bad_rule")
+    if not 0 <= rules.debt_grace_s <= MAX_GRACE_S:
+        raise Misconfigured(f"rules.debt_grace_s must be from 0 to {MAX_GRACE_S} s", code="bad_rule")
     for name in ("interval_range_s", "payment_timeout_range_s"):
         low, high = getattr(rules, name)
         if not 0 < low <= high:

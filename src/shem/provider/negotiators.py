@@ -82,6 +82,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What an agreement on this offer gets unless it says what it needs; ``None`` = the share."""
     smaller: Sequence[Mapping[str, Any]] = ()
     """Properties of smaller offers of the same kind."""
+    overdue: str = ""
+    """What the requestor owes us and has not paid in time, in a sentence."""
 
 
 Change = dict[str, Any]
@@ -118,6 +120,10 @@ def review(request: Request, agreed: Mapping[str, Any]) -> Counter | Rejection:
             "terms_changed", f"the agreement is not on the terms offered now: {', '.join(other[:5])}", True
         )
     return answer
+
+
+def _debts(request: Request) -> Change | Rejection:
+    return Rejection("overdue_payments", request.overdue, False) if request.overdue else {}
 
 
 def _platform(request: Request) -> Change | Rejection:
@@ -285,6 +291,7 @@ def _resources(request: Request) -> Resources | Rejection:
 
 
 _RULES: tuple[Rule, ...] = (
+    _debts,
     _platform,
     _package,
     _lot,

@@ -67,10 +67,11 @@ class Shop:
         on_approved: Callable[[str], None],
         on_lost: Callable[[str], None],
         ending: Callable[[], bool],
+        overdue: Callable[[str], str] = lambda requestor_id: "",
     ) -> None:
         """``on_pending`` is told of an agreement before it is approved, then either ``on_approved`` or ``on_lost``.
 
-        ``ending`` says whether some agreement is giving its capacity back right now.
+        ``ending`` says whether some agreement is giving its capacity back right now, ``overdue`` what a requestor owes.
         """
         self._offers = offers
         self._market = market
@@ -81,6 +82,7 @@ class Shop:
         self._on_approved = on_approved
         self._on_lost = on_lost
         self._ending = ending
+        self._overdue = overdue
         self._scope = TaskScope("shop")
         self._published: dict[str, str] = {}
         self._publishing = asyncio.Lock()
@@ -229,7 +231,7 @@ class Shop:
             answering.release()
 
     async def _answer_proposal(self, offer: Offer, offer_id: str, proposal: Proposal) -> None:
-        request = self._request(offer, proposal.properties, proposal.constraints)
+        request = self._request(offer, proposal.issuer_id, proposal.properties, proposal.constraints)
         answer = negotiate(request)
         if isinstance(answer, Rejection) and answer.code == _NO_CAPACITY and await self._wait_for_room():
             answer = negotiate(request)
@@ -256,7 +258,8 @@ class Shop:
 
     async def _answer_agreement(self, offer: Offer, agreement: Agreement) -> None:
         self._take_draft(agreement.demand.requestor_id)
-        request = self._request(offer, agreement.demand.properties, agreement.demand.constraints)
+        demand = agreement.demand
+        request = self._request(offer, demand.requestor_id, demand.properties, demand.constraints)
         answer = review(request, agreement.offer.properties)
         if isinstance(answer, Rejection) and answer.code == _NO_CAPACITY and await self._wait_for_room():
             answer = review(request, agreement.offer.properties)
@@ -293,7 +296,7 @@ class Shop:
                 log.warning("agreement %s: %s", agreement_id, error)
             await self._clock.sleep(_RETRY_S)
 
-    def _request(self, offer: Offer, demand: dict[str, object], constraints: str) -> Request:
+    def _request(self, offer: Offer, requestor_id: str, demand: dict[str, object], constraints: str) -> Request:
         return Request(
             offer=offer.properties,
             demand=demand,
@@ -304,4 +307,5 @@ class Shop:
             default_registry=self._rules.default_registry,
             lot=offer.lot,
             smaller=offer.smaller,
+            overdue=self._overdue(requestor_id),
         )

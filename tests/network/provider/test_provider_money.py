@@ -24,6 +24,7 @@ from shem.provider.presets import Preset
 from shem.sdk import Golem, events
 from shem.sdk.hiring import NoProviders
 from shem.terms.amounts import parse_amount
+from shem.wire.market import ProposalRejectedEvent
 from shem.wire.payment import Acceptance, DebitNote
 from tests.network.provider.conftest import ChainWorld, Rental, until
 
@@ -126,6 +127,31 @@ async def test_notes_that_nobody_accepts_end_the_agreement(tmp_path: Path, platf
         reason = await world.requestor.ended(rental.agreement_id)
         assert (reason["golem.provider.code"], await rental.state()) == ("DebitNotesDeadline", "Terminated")
         await paid(world, rental)
+
+
+async def test_who_has_not_paid_in_time_gets_nothing_new_until_it_has(tmp_path: Path) -> None:
+    rules = msgspec.structs.replace(QUICK, debt_grace_s=0, invoice_due_s=0)
+    async with opened(tmp_path, TRANSFER) as world, world.agent(rules=rules, presets=(TENTH,)):
+        requestor = world.requestor
+        rental = await requestor.rent(world.package)
+        await rental.create()
+        await requestor.end(rental)
+        invoice = await requestor.invoice(rental.agreement_id)
+        world.chain.rpc.call("shem_setAutomine", [False])
+        await requestor.accept(invoice)
+
+        async def refused() -> bool:
+            _, answer = await requestor.negotiate(world.package)
+            reason = (isinstance(answer, ProposalRejectedEvent) and answer.reason) or {}
+            return reason.get("code") == "overdue_payments"
+
+        await until(refused)
+        world.chain.rpc.call("shem_setAutomine", [True])
+
+        async def served() -> bool:
+            return not await refused()
+
+        await until(served, 30)
 
 
 @BOTH

@@ -119,6 +119,7 @@ def a_request(
     rules: Rules = RULES,
     offer: Offer | None = None,
     now: datetime = NOW,
+    overdue: str = "",
 ) -> Request:
     offer = offer or an_offer()
     return Request(
@@ -130,4 +131,5 @@ def a_request(
         capacity=capacity or Capacity(small_plan()),
         rules=rules,
         now=now,
+        overdue=overdue,
     )
