@@ -154,6 +154,43 @@ async def test_a_refusal_is_not_a_failure(chain: DevChain) -> None:
     await real.close()
 
 
+@pytest.mark.parametrize("most", [1, 10])
+async def test_an_endpoint_that_refuses_many_questions_is_asked_fewer(most: int) -> None:
+    longest: list[int] = []
+
+    def few(requests: list[dict[str, object]]) -> object:
+        longest.append(len(requests))
+        if len(requests) > most:
+            return msgspec.json.encode(
+                {"jsonrpc": "2.0", "id": None, "error": {"code": -32005, "message": "batch limit"}}
+            )
+        return honest(requests)
+
+    alone = pool(Line(few), BAD)
+    for _ in range(2):
+        results = await alone.batch([("eth_blockNumber", [])] * 90)
+        assert [read(result, str) for result in results] == ["0x5"] * 90  # type: ignore[arg-type]
+    assert longest.count(90) <= 1, "it is remembered"
+
+
+async def test_errors_hold_no_key_of_an_endpoint() -> None:
+    async def nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"SIP/2.0 what\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(nonsense, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    urls = [f"http://user:s3cret@127.0.0.1:{port}/v2/s3cret?key=s3cret", "http://[s3cret", "http://127.0.0.1:1/s3cret"]
+    real = RpcPool([*urls, "s3cret"], 7)
+    with pytest.raises(ChainUnreachable) as caught:
+        await real.call("eth_chainId", [], str)
+    assert "s3cret" not in caught.value.message
+    assert f"http://127.0.0.1:{port}" in caught.value.message
+    await real.close()
+    server.close()
+
+
 async def test_long_batches_are_cut(chain: DevChain) -> None:
     real = RpcPool([chain.rpc_url], 1337)
     results = await real.batch([("eth_getBalance", [f"0x{place:040x}", "latest"]) for place in range(250)])

@@ -4,6 +4,9 @@ An endpoint is used only after it said the right chain id, showed the first bloc
 and, where that makes sense, a young last one; that is asked again every :data:`RECHECK_S`. What it answers is never
 trusted to have the right shape. Nothing here is retried at the same endpoint: callers know what may be repeated.
 
+Addresses of endpoints often hold a key; errors name the host alone. An endpoint that refuses many questions at a time is
+asked fewer.
+
 Two kinds of error: :class:`~shem.node.payment.drivers.base.ChainUnreachable` (nobody answered usefully; whether the
 request took effect is unknown) and :class:`RpcRefused` (an endpoint understood and said no).
 """
@@ -15,6 +18,7 @@ import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
@@ -55,6 +59,10 @@ class RpcRefused(PeerFailed):
     def __init__(self, message: str, rpc_code: int) -> None:
         super().__init__(message)
         self.rpc_code = rpc_code
+
+
+class _TooMany(ChainUnreachable):
+    """One error object in answer to several questions."""
 
 
 class _Error(msgspec.Struct):
@@ -116,6 +124,9 @@ class Endpoint:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.host = _host(url)
+        self.most = MAX_BATCH
+        """Questions at a time."""
         self.checked_at = float("-inf")
         self.resting_until = float("-inf")
         self.failures = 0
@@ -184,7 +195,7 @@ class RpcPool:
             endpoint.failures = 0
             endpoint.resting_until = float("-inf")
             return answer
-        reasons = "; ".join(f"{e.url}: {e.reason}" for e in self._endpoints) or "no endpoint is configured"
+        reasons = "; ".join(f"{e.host}: {e.reason}" for e in self._endpoints) or "no endpoint is configured"
         if order and all(e.wrong for e in order):
             raise WrongChain(
                 reasons, hint="payments made on one chain do not exist on another: start with a new data directory"
@@ -223,8 +234,19 @@ class RpcPool:
         if self._max_head_age_s is not None and age > self._max_head_age_s:
             raise ChainUnreachable(f"its last block is {age:.0f} s old")
         endpoint.checked_at = time.monotonic()
+        endpoint.most = min(MAX_BATCH, endpoint.most * 4)  # it may have been a bad moment
 
     async def _ask(self, endpoint: Endpoint, calls: Sequence[Call]) -> list[msgspec.Raw | RpcRefused]:
+        results: list[msgspec.Raw | RpcRefused] = []
+        while len(results) < len(calls):
+            part = calls[len(results) : len(results) + endpoint.most]
+            try:
+                results += await self._ask_once(endpoint, part)
+            except _TooMany:
+                endpoint.most = max(len(part) // 4, 1)
+        return results
+
+    async def _ask_once(self, endpoint: Endpoint, calls: Sequence[Call]) -> list[msgspec.Raw | RpcRefused]:
         ids = [next(self._ids) for _ in calls]
         requests = [
             {"jsonrpc": "2.0", "id": i, "method": method, "params": params}
@@ -234,15 +256,11 @@ class RpcPool:
         try:
             async with asyncio.timeout(self._timeout_s):
                 content = await self._transport(endpoint.url, body)
-            answers = (
-                msgspec.json.decode(content, type=list[_Answer])
-                if len(requests) > 1
-                else [msgspec.json.decode(content, type=_Answer)]
-            )
+            answers = _answers(content, many=len(requests) > 1)
         except TimeoutError:
             raise ChainUnreachable(f"no answer within {self._timeout_s:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise ChainUnreachable(f"cannot be reached: {error or type(error).__name__}") from error
+            raise ChainUnreachable(f"cannot be reached: {_without_url(error)}") from None
         except DECODE_ERRORS as error:
             raise ChainUnreachable(f"its answer is not JSON-RPC: {error}") from error
         by_id = {answer.id: answer for answer in answers}
@@ -264,6 +282,32 @@ class RpcPool:
                 if len(content) > MAX_ANSWER_BYTES:
                     raise aiohttp.ClientError(f"more than {MAX_ANSWER_BYTES} bytes")
             return bytes(content)
+
+
+def _answers(content: bytes, *, many: bool) -> list[_Answer]:
+    found = msgspec.json.decode(content, type=list[_Answer] | _Answer)
+    if isinstance(found, list):
+        return found
+    if many and found.error is not None:
+        raise _TooMany(f"it answers several questions by {found.error.message[:200]!r}")
+    return [found]
+
+
+def _host(url: str) -> str:
+    """Without what may be a secret."""
+    try:
+        parts = urlsplit(url)
+        return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
+    except ValueError:
+        return "an endpoint"
+
+
+def _without_url(error: Exception) -> str:
+    if isinstance(error, aiohttp.InvalidURL):
+        return "that is no address"
+    if isinstance(error, aiohttp.ClientResponseError):
+        return error.message or type(error).__name__
+    return str(error) or type(error).__name__
 
 
 def _result(answer: _Answer) -> msgspec.Raw | RpcRefused:
