@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -85,6 +86,21 @@ def owner(node: DevNode) -> ApiClient:
     return ApiClient(node.api_url, owners_key(node.data_dir))
 
 
+async def refused(http: ApiClient) -> None:
+    """Until the node has told somebody no: its agent wanted a signature."""
+
+    async def errors() -> int:
+        async with http.session.get(http.url("/metrics-api/v1/expose")) as answer:
+            return int(re.findall(r"^shem_rest_errors_total (\d+)$", await answer.text(), re.MULTILINE)[0])
+
+    before = await errors()
+    async with asyncio.timeout(60):
+        while True:
+            if await errors() > before:
+                return
+            await asyncio.sleep(0.05)
+
+
 def secrets_of(node: DevNode, passphrase: str | None = None) -> dict[str, list[bytes]]:
     """By what it is, as it could be written."""
     found = {"identity": read_secret(node.data_dir, passphrase)}
@@ -141,7 +157,7 @@ async def test_nothing_secret_shows_in_processes_logs_answers_or_the_database(ne
                 for file, content in processes(net):
                     found.extend(f"{file} ({content[:200]!r}): {what}" for what in seen_in(secrets, content))
                     sandboxed = sandboxed or b"sleep 1.5" in content
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.05)
         return running.result().stdout
 
     golem = session(net, budget="2")
@@ -194,7 +210,7 @@ async def test_a_node_that_starts_locked_in_the_middle_of_a_job_loses_nothing(
             assert (await IdentityApi(http).keys()).locked
             async with http.session.get(f"{provider.api_url}/market-api/v1/offers") as answer:
                 assert answer.status == 200
-        await asyncio.sleep(2)
+            await refused(http)
         await shem("identity", "unlock", "--data-dir", provider.data_dir, "--passphrase-file", words)
 
     async def task(machine: Rental, number: int) -> bytes:
@@ -228,7 +244,7 @@ async def test_a_requestor_that_is_locked_for_a_while_in_the_middle_of_a_job_pay
         await started.wait()
         async with owner(net.requestor) as http:
             assert (await IdentityApi(http).lock()).locked
-            await asyncio.sleep(3)
+            await refused(http)
             assert not (await IdentityApi(http).unlock()).locked
 
     async def task(machine: Rental, number: int) -> bytes:
