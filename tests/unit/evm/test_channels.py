@@ -310,6 +310,24 @@ async def test_the_payee_collects_alone_once(make: Callable[..., Bench], chain: 
     assert bench.final[-1].request_id == "again"
 
 
+async def test_who_collects_for_others_makes_a_call_for_each_of_them(make: Callable[..., Bench]) -> None:
+    """The keys of those who are paid are not here."""
+    bench = make()
+    me = bench.payer.identity
+    for place, person in enumerate([PEOPLE[0], PEOPLE[1], PEOPLE[0]]):
+        bench.reserve(f"r{place}", person, 100)
+    await bench.steps(9)
+    keys = [bench.key(PEOPLE[0]), bench.key(PEOPLE[1], 1), bench.key(PEOPLE[0], 2)]
+    for place, key in enumerate(keys):
+        voucher = me.sign_digest(vault.voucher_digest(bench.vault.vault, key.id, 60 + place))
+        with bench.payer.db.transaction() as connection:
+            bench.vault.redeem(connection, f"v{place}", key, 60 + place, voucher, sender=bench.me)
+    await bench.steps(6)
+    assert [(await bench.vault.look(key)).claimed for key in keys] == [60, 61, 62]
+    assert bench.calls()[3:] == ["redeem"] * 3, "in their order, and a call names one payee"
+    assert [word.request_id for word in bench.final if isinstance(word, Ended)] == ["v0", "v1", "v2"]
+
+
 async def test_requests_outlive_the_process(make: Callable[..., Bench]) -> None:
     bench = make()
     bench.reserve("r", PEOPLE[0], 10)
@@ -567,3 +585,41 @@ async def test_a_vault_that_was_out_of_the_configuration_hears_what_it_missed(
         await driver.stop()
         await payer.close()
     assert sorted((word.request_id, type(word)) for word in told) == [("d", Ended), ("r", Opened)]
+
+
+async def test_what_was_paid_long_ago_is_found_where_few_blocks_are_searched_at_a_time(
+    make: Callable[..., Bench],
+) -> None:
+    bench = make()
+    bench.reserve("r", PEOPLE[0], 10)
+    await bench.steps(9)
+    key = bench.key(PEOPLE[0])
+    assert (await bench.vault.look(key)).reserved == 10
+    bench.ask("close", "c", key, 7, bench.close_word(PEOPLE[0], key, 7))
+    await bench.steps(5)
+    for _ in range(320):
+        bench.chain.mine()
+    answer, searched = bench.chain_rpc.answer, []
+
+    def few(asked: Any) -> Any:
+        many = asked if isinstance(asked, list) else [asked]
+        told = answer(many)
+        for one, reply in zip(many, told, strict=True):
+            if one["method"] == "eth_getLogs":
+                blocks = int(one["params"][0]["toBlock"], 16) - int(one["params"][0]["fromBlock"], 16) + 1
+                searched.append(blocks)
+                if blocks > 100:
+                    reply.pop("result", None)
+                    reply["error"] = {"code": -32005, "message": "query exceeds max block range 100"}
+        return told if isinstance(asked, list) else told[0]
+
+    bench.chain_rpc.answer = few
+    found = await bench.vault.look(key)
+    assert (found.claimed, found.opened, found.reserved) == (7, True, 0)
+    assert found.paid_tx == next(word.tx_hash for word in bench.final if word.request_id == "c")
+    assert max(searched[-4:]) == 100
+    assert len(searched) <= 8
+    searched.clear()
+    stranger = await bench.vault.look(ChannelKey(PEOPLE[1].address, PEOPLE[2].address, PEOPLE[1].address, 5))
+    assert not stranger.opened
+    assert len(searched) <= 8, "a name that nobody knows is not worth a search of the whole chain"

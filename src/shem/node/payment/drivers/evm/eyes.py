@@ -6,7 +6,7 @@ final block and, once the channel is closed, from the events up to that block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -23,8 +23,10 @@ from shem.terms.ids import parse_node_id
 
 T = TypeVar("T")
 
-LOG_BLOCKS = 10_000
-"""Endpoints that refuse to search a whole chain mostly search so many blocks."""
+LOG_BLOCKS = (10_000, 1_000, 100)
+"""Endpoints that refuse to search a whole chain mostly search so many blocks at a time."""
+MAX_SEARCHES = 400
+"""Of one look; a year of blocks is more than any endpoint should be asked for."""
 
 
 class _FoundLog(LogEntry, rename="camel"):
@@ -108,10 +110,31 @@ class Eyes:
         try:
             return await self._pool.call("eth_getLogs", [wanted | {"fromBlock": hex(since)}], list[_FoundLog])
         except RpcRefused:
-            if until - since < LOG_BLOCKS:
+            if until - since < LOG_BLOCKS[-1]:
                 raise
-            near = hex(until - LOG_BLOCKS + 1)
-            return await self._pool.call("eth_getLogs", [wanted | {"fromBlock": near}], list[_FoundLog])
+        return await self._search(wanted, since, until)
+
+    async def _search(self, wanted: Mapping[str, object], since: int, until: int) -> list[_FoundLog]:
+        """Piece by piece, the newest first, until there is something: what is later says more. Where nobody knows since
+        when to look, one piece must do.
+
+        Raises :class:`ChainUnreachable` when that takes too many.
+        """
+        sizes = list(LOG_BLOCKS)
+        for _ in range(MAX_SEARCHES):
+            start = max(since, until - sizes[0] + 1)
+            piece = {**wanted, "fromBlock": hex(start), "toBlock": hex(until)}
+            try:
+                found = await self._pool.call("eth_getLogs", [piece], list[_FoundLog])
+            except RpcRefused:
+                if len(sizes) == 1:
+                    raise
+                del sizes[0]
+                continue
+            if found or not since or start == since:
+                return found
+            until = start - 1
+        raise ChainUnreachable(f"the endpoint searches too few blocks of {self._network.name} at a time")
 
     async def _final_block(self) -> Block:
         depth = self._network.depth
