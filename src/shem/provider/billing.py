@@ -129,6 +129,8 @@ class Cover(msgspec.Struct, frozen=True, kw_only=True):
 
     started: bool
     """There is, or was, enough to start."""
+    lacks: str = ""
+    """If not, why, in a sentence."""
     expected_until: datetime
     """When waiting for it makes no more sense."""
     accepted: int
@@ -359,7 +361,7 @@ class Bill:
         if not self.terms.by_channel or cover is None:
             return []
         if self._waits_for_cover:
-            message = "the requestor has reserved no money for the agreement in time"
+            message = cover.lacks or "the requestor has reserved no money for the agreement in time"
             return [(cover.expected_until, EndAgreement(code=NO_COVER, message=message))]
         found: list[tuple[datetime, EndAgreement | None]] = []
         if cover.until is not None and cover.room:

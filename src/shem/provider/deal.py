@@ -284,6 +284,7 @@ class Deal:
 def _cover(found: wire.Cover, expected_until: datetime) -> Cover:
     return Cover(
         started=bool(found.started),
+        lacks=found.lacks or "",
         expected_until=expected_until,
         accepted=parse_amount(found.accepted or "0"),
         room=parse_amount(found.room or "0"),

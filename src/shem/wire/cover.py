@@ -18,6 +18,8 @@ class Cover(Wire):
     """Give it as ``after`` to be told of the next change."""
     started: bool | None = None
     """Enough was reserved for it to start; it may be given an activity."""
+    lacks: str | None = None
+    """Why it has not started, in a sentence."""
     expected_until: Timestamp | None = None
     """If nothing is reserved by then, nothing will be."""
     wanted: str | None = None

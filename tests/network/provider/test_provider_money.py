@@ -14,7 +14,7 @@ import pytest
 
 from shem.client.payment import PaymentApi
 from shem.cogs.tasks import TaskScope
-from shem.errors import MoneyShort, PeerFailed
+from shem.errors import MoneyShort, PeerFailed, Refused
 from shem.node.payment.service import PaymentConfig
 from shem.provider.accountant import Accountant
 from shem.provider.agent import ProviderAgent
@@ -24,7 +24,7 @@ from shem.provider.presets import Preset
 from shem.sdk import Golem, events
 from shem.sdk.hiring import NoProviders
 from shem.terms.amounts import parse_amount
-from shem.wire.market import ProposalRejectedEvent
+from shem.wire.market import ProposalEvent, ProposalRejectedEvent
 from shem.wire.payment import Acceptance, DebitNote
 from tests.network.provider.conftest import ChainWorld, Rental, until
 
@@ -185,15 +185,24 @@ async def _past(moment: datetime) -> bool:
     return datetime.now(UTC) > moment
 
 
-async def test_a_requestor_that_reserves_nothing_gets_no_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("budget", "why"), [("", "has reserved no money"), ("0.3", "0.3 are left, 0.4 are needed")])
+async def test_a_requestor_that_reserves_nothing_or_too_little_gets_no_work(
+    tmp_path: Path, budget: str, why: str
+) -> None:
     async with opened(tmp_path, CHANNEL, cover_timeout_s=1.5) as world, world.agent(rules=QUICK, presets=(TENTH,)):
         requestor = world.requestor
-        requestor.budget = "0.05"  # not even the start of it
-        rental = await requestor.rent(world.package)
-        with pytest.raises(PeerFailed) as caught:
+        requestor.budget = budget or "5"
+        _, answer = await requestor.negotiate(world.package)
+        assert isinstance(answer, ProposalEvent)
+        if not budget:
+            await requestor.payment.release_allocation(requestor.allocation)
+        rental = await requestor.agree(answer.proposal.proposal_id)
+        with pytest.raises((PeerFailed, Refused)) as caught:
             await rental.create()
-        assert caught.value.code in ("no_cover", "agreement_not_approved")
-        assert (await requestor.ended(rental.agreement_id))["golem.provider.code"] == "NoCover"
+        assert getattr(caught.value, "code", "") in ("no_cover", "agreement_not_approved")
+        reason = await requestor.ended(rental.agreement_id)
+        assert reason["golem.provider.code"] == "NoCover"
+        assert why in reason["message"]
         assert (await requestor.invoice(rental.agreement_id)).amount == "0"
 
 

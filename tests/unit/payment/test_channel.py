@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 
 import msgspec
@@ -31,6 +32,7 @@ from shem.node.payment.channel import (
     cover_wanted,
     covers,
     ends_at,
+    lacking,
     may_be_signed,
     may_close,
     observe,
@@ -266,6 +268,20 @@ def test_the_payee_starts_only_what_a_final_block_covers():
     assert not covers(channel("Provider", state="closing"), [], NOW, MARGIN)
     assert covers(bob, [cover(least=75)], NOW, MARGIN, credit=5)
     assert not covers(bob, [cover(least=76)], NOW, MARGIN, credit=5)
+
+
+def test_why_nothing_starts_is_said():
+    need = cover(least=60, ends_at=NOW + 3600)
+    said = {
+        "has reserved no money": [],
+        "no final block shows it": [channel("Provider", reserved=0, valid_until=0)],
+        "10 are left|0.00000000000000001 are left": [channel("Provider", signed=990)],
+        "ends 100 s too early": [channel("Provider", valid_until=NOW + 3600 + PAY_S + MARGIN // 2 - 100)],
+    }
+    for words, channels in said.items():
+        assert re.search(words, lacking(channels, [need], NOW, MARGIN)), words
+    assert lacking([channel("Provider", signed=990), channel("Provider")], [need], NOW, MARGIN) == ""
+    assert lacking([channel("Provider", state="closing")], [need], NOW, MARGIN, credit=60) == ""
 
 
 def test_the_reserve_must_outlive_the_agreement_by_what_was_agreed():

@@ -355,17 +355,37 @@ def _target(wanted: int, least: int, room: int, budget: int) -> int:
     return min(wanted, max(room + budget // 2, min(least, room + budget)))
 
 
-def covers(channel: Channel, needs: Sequence[Cover], now: float, margin_s: float, credit: int = 0) -> bool:
-    """Payee: whether a final block holds the least that all these agreements need, for as long as each may need it.
+def lacking(channels: Sequence[Channel], needs: Sequence[Cover], now: float, margin_s: float, credit: int = 0) -> str:
+    """Payee: why none of the payer's channels holds the least that all these agreements need, for as long as each may need
+    it, in a final block; empty when one does.
 
     Half of the margin is room for two clocks that differ, and so for two views of when an agreement ends.
     """
-    if channel.state != "open" or now >= channel.valid_until - margin_s:
-        return False
+    least = sum(need.least for need in needs)
+    if credit and credit >= least:
+        return ""
     latest = now + MAX_AHEAD_S - 2 * DAY_S
-    if any(channel.valid_until < min(need.ends_at + need.after_s + margin_s / 2, latest) for need in needs):
-        return False
-    return channel.room + credit >= sum(need.least for need in needs)
+    until = min(max((need.ends_at + need.after_s + margin_s / 2 for need in needs), default=0.0), latest)
+    why = "the requestor has reserved no money for this agreement"
+    for channel in channels:
+        if channel.state != "open":
+            continue
+        if not channel.valid_until:
+            why = "the requestor says that it has reserved money, and no final block shows it yet"
+        elif now >= channel.valid_until - margin_s or channel.valid_until < until:
+            why = f"the requestor's reserve ends {until - channel.valid_until:.0f} s too early"
+        elif channel.room + credit < least:
+            why = (
+                f"of the requestor's reserve {format_amount(channel.room)} are left, {format_amount(least)} are needed"
+            )
+        else:
+            return ""
+    return why
+
+
+def covers(channel: Channel, needs: Sequence[Cover], now: float, margin_s: float, credit: int = 0) -> bool:
+    """Payee: whether this channel is enough; see :func:`lacking`."""
+    return not lacking([channel], needs, now, margin_s, credit)
 
 
 def may_be_signed(channels: Sequence[Channel], now: float, margin_s: float) -> tuple[int, float]:

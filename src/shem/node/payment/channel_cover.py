@@ -11,7 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from shem.errors import NotFound, PeerFailed
-from shem.node.payment.channel import Cover, covers, may_be_signed
+from shem.node.payment.channel import Cover, lacking, may_be_signed
 from shem.node.payment.channel_books import ChannelBooks, waiting_for, way_of
 
 CALL_WAIT_S = 30.0
@@ -35,6 +35,8 @@ class CoverNow(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it is paid by vouchers; without that, nothing below means anything."""
     started: bool = False
     """There is enough for it to start, or has been."""
+    lacks: str = ""
+    """If not, why, in a sentence."""
     expected_until: float = 0.0
     """When waiting for that makes no more sense."""
     wanted: int = 0
@@ -78,11 +80,13 @@ class Gate:
         if need is None or need.role != "Provider" or not need.least or need.platform not in self._shared.chains:
             return
         admitted = await self._books.pulses.wait_for(
-            (owner, waiting_for(need.peer_id)), lambda: self._has_cover(need), min(self._patience_s(need), CALL_WAIT_S)
+            (owner, waiting_for(need.peer_id)),
+            lambda: not self._lacking(need),
+            min(self._patience_s(need), CALL_WAIT_S),
         )
         if not admitted:
             raise NoCover(
-                "the requestor has reserved no money for this agreement",
+                self._lacking(need),
                 hint="its node reserves from its allocation on this platform: fund it, or make it larger",
             )
         self._started.add(agreement_id)
@@ -90,14 +94,11 @@ class Gate:
     def _patience_s(self, need: Cover) -> float:
         return self._cover_timeout_s or self._shared.chains[need.platform].terms.cover_timeout_s
 
-    def _has_cover(self, need: Cover) -> bool:
-        terms = self._shared.chains[need.platform].terms
+    def _lacking(self, need: Cover) -> str:
         now, margin_s = self._shared.now(), self._shared.margin_s(need.platform)
-        needs = [*self._others(need, now), need]
-        if terms.credit >= sum(one.least for one in needs):
-            return True
         channels = self._store.of_way("Provider", way_of(need))
-        return any(covers(channel, needs, now, margin_s, terms.credit) for channel in channels)
+        credit = self._shared.chains[need.platform].terms.credit
+        return lacking(channels, [*self._others(need, now), need], now, margin_s, credit)
 
     def _others(self, need: Cover, now: float) -> list[Cover]:
         return [
@@ -118,6 +119,7 @@ class Gate:
         if need.role != "Provider":
             raise NotFound(f"you are not the provider of agreement {agreement_id}", code="agreement_not_found")
         now, terms = self._shared.now(), self._shared.chains[need.platform].terms
+        lacks = self._lacking(need) if need.least and agreement_id not in self._started else ""
         channels = self._store.of_way("Provider", way_of(need))
         room, until = may_be_signed(channels, now, self._shared.margin_s(need.platform))
         account = self._books.store.account(agreement_id, owner)
@@ -126,7 +128,8 @@ class Gate:
             platform=need.platform,
             finality_s=terms.finality_s,
             by_channel=True,
-            started=not need.least or agreement_id in self._started or self._has_cover(need),
+            started=not lacks,
+            lacks=lacks,
             expected_until=need.changed_at + self._patience_s(need),
             wanted=need.wanted,
             least=need.least,

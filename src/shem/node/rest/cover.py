@@ -37,7 +37,7 @@ def _view(now: CoverNow) -> wire.Cover:
         version=now.version,
     )
     if now.by_channel:
-        view.started = now.started
+        view.started, view.lacks = now.started, now.lacks or None
         view.expected_until = datetime.fromtimestamp(now.expected_until, UTC)
         view.wanted, view.least = format_amount(now.wanted), format_amount(now.least)
         view.accepted, view.room = format_amount(now.accepted), format_amount(now.room)
