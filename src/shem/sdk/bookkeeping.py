@@ -25,7 +25,7 @@ from typing import Literal, TypeVar
 from shem.client.http import NodeUnreachable
 from shem.client.payment import PaymentApi
 from shem.cogs.tasks import TaskScope
-from shem.errors import Conflict, Gone, KeyLocked, MoneyShort, NotFound, ShemError
+from shem.errors import Conflict, Gone, KeyLocked, MoneyShort, NotFound, PeerFailed, ShemError
 from shem.sdk import events
 from shem.sdk.channels import ChannelWatch, reserve_wanted
 from shem.sdk.hiring import Hired
@@ -52,9 +52,16 @@ COVER_FIRST_S = 5.0
 COVER_POLL_S = 30.0
 COVER_TRIES = 20
 """So often the node is asked to accept a bill when enough is reserved, each time for up to :data:`COVER_POLL_S`."""
+BILL_TOO_HIGH = "bill_too_high"
 COVER_CODES = frozenset({"cover_short", "no_channel"})
 
 Taken = Literal["accepted", "refused", "waits"]
+
+
+class OverBilled(PeerFailed):
+    """The provider bills more than was agreed, so its machine was given back."""
+
+    default_code = BILL_TOO_HIGH
 
 
 class OpenPurse(Purse):
@@ -163,7 +170,15 @@ class Bookkeeper:
             return self.broke.exception()
         if provider_id in self._all.spent_providers:
             return self._all.used_up("budget_per_provider", "it has earned")
+        for account in self._accounts.values():
+            if account.hired.provider_id == provider_id and account.refused.startswith(f"{BILL_TOO_HIGH}:"):
+                return OverBilled(f"{account.hired.name} {account.refused}", hint="rent elsewhere; it is left")
         return None
+
+    def refusal(self, agreement_id: str) -> str:
+        """Why a bill of this agreement was refused; empty if none was."""
+        account = self._accounts.get(agreement_id)
+        return "" if account is None else account.refused
 
     def all_spent(self, purse: Purse | None, why: str) -> BudgetExceeded | None:
         """The reason, if providers that may earn no more are a reason why nobody could be rented."""
@@ -379,7 +394,7 @@ class Bookkeeper:
         most = account.most(bill.activities, now)
         if total > most:
             why = f"it bills {format_amount(total)} where the agreed price allows at most {format_amount(most)}"
-            await self._refuse(account, document, "bill_too_high", why)
+            await self._refuse(account, document, BILL_TOO_HIGH, why)
             return "refused"
         for purse in self._purses:
             if purse.holds(hired.agreement.agreement_id) and (which := purse.refuses(account, total, now)):
@@ -413,7 +428,7 @@ class Bookkeeper:
         await self._moved(bill.account)
 
     async def _refuse(self, account: Account, document: DebitNote | Invoice, code: str, why: str) -> None:
-        account.refused = why
+        account.refused = f"{code}: {why}"
         asked = document.amount if isinstance(document, Invoice) else document.total_amount_due
         self._emit(events.BillRefused(account.hired.provider_id, document.agreement_id, parse_amount(asked), code, why))
         self._leave(account.hired.provider_id, account.hired.name, code, why)
@@ -423,6 +438,8 @@ class Bookkeeper:
                 await self._payment.reject_invoice(document.invoice_id, rejection)
             except ShemError as error:
                 log.info("the refusal was not taken: %s", error)
+        elif code == BILL_TOO_HIGH:
+            self._give_back(self._all, account.hired.provider_id)  # whoever works there must not go on
         async with self._changed:
             self._changed.notify_all()
 

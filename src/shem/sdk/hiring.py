@@ -183,6 +183,10 @@ class Hiring:
         """A rental ended: its provider is as good as any other again."""
         self._in_use[hired.provider_id] -= 1
 
+    def interrupted(self, provider_id: str) -> None:
+        """Nobody is to blame that a rental came to nothing: its provider is asked again, after all others."""
+        self._in_vain[provider_id] = asyncio.get_running_loop().time()
+
     # -- choosing
 
     def _pick(self, avoid: frozenset[str]) -> Candidate | None:

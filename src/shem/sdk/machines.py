@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from shem.client.market import MarketApi
 from shem.cogs.tasks import TaskScope, finish
 from shem.errors import PeerFailed, Refused, ShemError
 from shem.sdk import events
-from shem.sdk.bookkeeping import Bookkeeper
+from shem.sdk.bookkeeping import BILL_TOO_HIGH, Bookkeeper
 from shem.sdk.demand import demand_constraints, demand_properties
 from shem.sdk.events import Event
 from shem.sdk.hiring import Hired, Hiring, NoProviders, RefusedByAll
@@ -42,6 +43,10 @@ waited long enough for its chain."""
 MAX_DEPLOY_FAILURES = 3
 """An image that fails to start at so many providers, and nowhere works, is taken to be what is wrong."""
 DESTROY_S = 5.0
+INTERRUPTED = "image_unreachable"
+"""A provider lost the connection to our node while it fetched the image: one of the two was restarted, mostly."""
+MAX_INTERRUPTIONS = 3
+"""So often a provider may, before it is left."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,7 @@ class Machines:
         self._open: set[Machine] = set()
         self._count = 0
         self._worked = False
+        self._interrupted: Counter[str] = Counter()
         self._scope = TaskScope("machines")
 
     async def close(self) -> None:
@@ -180,8 +186,12 @@ class Machines:
                     raise
                 if machine.hired.provider_id in self._books.spent_providers(wish.purse):
                     continue  # it may earn no more, which is not its fault
-                failures += 1
                 code = error.code if isinstance(error, ShemError) else "timeout"
+                if code == INTERRUPTED and self._interrupted[machine.hired.provider_id] < MAX_INTERRUPTIONS:
+                    self._interrupted[machine.hired.provider_id] += 1
+                    hiring.interrupted(machine.hired.provider_id)
+                    continue
+                failures += 1
                 self._leave(machine.hired.provider_id, machine.hired.name, code, str(error))
                 if failures >= MAX_DEPLOY_FAILURES or (not self._worked and self._hopeless(hiring, code)):
                     raise
@@ -266,7 +276,13 @@ class Machines:
         agreement_id = machine.hired.agreement.agreement_id
         heard = not machine.activity_id or await self._end_activity(machine)
         self._books.close_account(agreement_id, lost=not heard)
-        reason = {"message": "work done" if code == "Success" else code, "golem.requestor.code": code}
+        refusal = self._books.refusal(agreement_id)
+        if refusal:
+            reason = {"message": refusal, "golem.requestor.code": "BillRefused"}
+            if refusal.startswith(f"{BILL_TOO_HIGH}:"):
+                reason["golem.requestor.code"] = "BillTooHigh"
+        else:
+            reason = {"message": "work done" if code == "Success" else code, "golem.requestor.code": code}
         try:
             await self._market.terminate(agreement_id, reason)
         except NodeUnreachable as error:

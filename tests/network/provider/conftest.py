@@ -384,10 +384,11 @@ class World:
 class ChainWorld(World):
     """The same on a chain of their own with a vault: deals are paid by transfer or by channel."""
 
-    def __init__(self, root: Path, platform: str, payments: PaymentConfig | None = None) -> None:
+    def __init__(self, root: Path, platform: str, payments: PaymentConfig | None = None, *, credit: str = "0") -> None:
         super().__init__(root)
         self.platform = platform
         self._payments = payments
+        self._credit = credit
         self.chain: DevChain
         self._ground = AsyncExitStack()
 
@@ -401,6 +402,7 @@ class ChainWorld(World):
             token=places.TOKEN_ADDRESS,
             token_symbol="tGLM",
             vault=places.VAULT_ADDRESS,
+            credit=self._credit,
         )
         [network] = networks_from({"devnet": config})
         quick = msgspec.structs.replace(network, poll_s=0.01, max_poll_s=0.05, gather_s=0.03)

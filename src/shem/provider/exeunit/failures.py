@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 
-from shem.errors import NotFound, ShemError, WorkFailed
+from shem.errors import NotFound, PeerFailed, ShemError, WorkFailed
 from shem.runtimes.base import CommandNotStarted, GuestFileError
 
 MAX_MESSAGE = 4000
@@ -25,6 +25,7 @@ DISK_FULL = "disk_full"
 PATH_NOT_FOUND = "path_not_found"
 TRANSFER_FAILED = "transfer_failed"
 IMAGE_NOT_FOUND = "image_not_found"
+IMAGE_UNREACHABLE = "image_unreachable"
 CANCELLED = "cancelled"
 SANDBOX_DIED = "sandbox_died"
 UNSUPPORTED = "unsupported"
@@ -85,7 +86,10 @@ def as_failure(error: ShemError, code: str) -> CommandFailed:
 
 
 def image_failure(error: ShemError) -> CommandFailed:
-    """Why there is no image: codes of the image store stay; a file that is not there is an image that is not there."""
+    """Why there is no image: codes of the image store stay; a file that is not there is an image that is not there, and a
+    connection that was lost on the way says nothing about the image."""
     if error.code.startswith(("image_", "registry_")):
         return as_failure(error, error.code)
+    if isinstance(error, PeerFailed):
+        return as_failure(error, IMAGE_UNREACHABLE)
     return as_failure(error, IMAGE_NOT_FOUND if isinstance(error, NotFound) else "image_failed")
