@@ -92,7 +92,23 @@ def measure(world: Any) -> dict[str, int]:
     meter.do("release 1", payer, vault.release(tens[:1]))
     meter.do("release 9", payer, vault.release(tens[1:]))
     meter.do("release 100", payer, vault.release(hundreds))
+    meter.gas |= measure_many(world)
     return meter.gas
+
+
+def measure_many(world: Any) -> dict[str, int]:
+    """Transfers that go together, for comparison."""
+    payer = world.people[2]
+    multi, _ = world.deploy(world.people[1], places.artifact("MultiTransfer")["bytecode"], world.token)
+    assert world.send(payer, erc20.approve(multi, 2**256 - 1), world.token).ok
+    gas = {}
+    for count in (10, 100):
+        payments = [(place, 5) for place in fresh(f"many {count}", count)]
+        for who in ("new holders", "holders"):
+            done = world.send(payer, erc20.transfer_many(payments), multi)
+            assert done.ok
+            gas[f"transfer to {count} {who}"] = done.gas
+    return gas
 
 
 def test_nothing_has_become_dearer(world: Any) -> None:
