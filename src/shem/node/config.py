@@ -44,6 +44,9 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     usual on the network."""
     max_tip_gwei: str = ""
     """Most of it that goes to whoever makes the block."""
+    pay_ahead_s: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """How long before its date a bill that is paid by transfer is paid, together with what else waits; ``None``: what is usual
+    on the network."""
     max_head_age_s: Annotated[int, msgspec.Meta(ge=0)] | None = None
     """An endpoint whose last block is older has fallen behind and is not asked; 0 for a chain that rests when idle;
     ``None``: what is usual on the network."""

@@ -60,17 +60,20 @@ def test_published_limits_are_what_is_usual() -> None:
     for network in PUBLISHED:
         assert network.usual_tip_wei <= network.max_tip_wei <= network.max_fee_wei
         assert network.multi_max <= (100 if network.name == "devnet" else 10)
+        assert (network.pay_ahead_s is None) == (network.symbol != "GLM"), "bills in money wait for their date"
         assert network.depth is None, "all of them say themselves what is final"
         assert network.vault == "", "nobody has published one"
 
 
 def test_an_operator_sets_limits_and_contracts() -> None:
     multi = "0x" + "aB" * 20
-    given = mine(multi_transfer=multi, max_fee_gwei="25.5", max_tip_gwei="2", max_head_age_s=90, depth=12)
+    given = mine(
+        multi_transfer=multi, max_fee_gwei="25.5", max_tip_gwei="2", max_head_age_s=90, depth=12, pay_ahead_s=600
+    )
     (network,) = networks_from({"own": given})
     assert network.multi_transfer == multi.lower()
     assert (network.max_fee_wei, network.max_tip_wei) == (25_500_000_000, 2_000_000_000)
-    assert (network.max_head_age_s, network.depth) == (90, 12)
+    assert (network.max_head_age_s, network.depth, network.pay_ahead_s) == (90, 12, 600)
     (network,) = networks_from({"own": mine(max_head_age_s=0)})
     assert network.max_head_age_s is None
     assert (network.max_fee_wei, network.multi_transfer) == (100 * GWEI, "")

@@ -335,6 +335,7 @@ def _configured(base: Network, given: NetworkConfig) -> Network:
         max_fee_wei=max_fee,
         max_tip_wei=max_tip,
         max_head_age_s=age_s,
+        pay_ahead_s=base.pay_ahead_s if given.pay_ahead_s is None else float(given.pay_ahead_s),
         aliases=given.aliases,
         multi_transfer=multi or (base.multi_transfer if published else ""),
         faucet=base.faucet if published else "",
