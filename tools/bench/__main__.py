@@ -28,6 +28,8 @@ from shem.testing.devnet import Devnet, DevNode
 from shem.testing.small_image import make_small_image
 from tools.bench.bare import bare_exec
 from tools.bench.beside import beside
+from tools.bench.billing import billing
+from tools.bench.gas import gas
 
 HIRES = 20
 RUNS = 200
@@ -39,7 +41,9 @@ async def main() -> None:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("bench.json"))
     parser.add_argument("--driver", default="auto")
-    parser.add_argument("--beside", action="store_true", help="only the market, beside the original daemon's")
+    some = parser.add_mutually_exclusive_group()
+    some.add_argument("--beside", action="store_true", help="only the market, beside the original daemon's")
+    some.add_argument("--money", action="store_true", help="only vouchers, debit notes and gas")
     options = parser.parse_args()
     results: dict[str, Any] = {
         "machine": {"cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version()},
@@ -48,10 +52,13 @@ async def main() -> None:
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="shem-bench-") as scratch:
         root = Path(scratch)
-        if not options.beside:
+        if not (options.beside or options.money):
             await alone(results, root, options.driver, console)
-        console.print("measuring beside the original daemon …")
-        results["beside the original"] = await beside(root)
+        if not options.beside:
+            await money(results, root, console)
+        if not options.money:
+            console.print("measuring beside the original daemon …")
+            results["beside the original"] = await beside(root)
     options.out.write_text(json.dumps(results, indent=2) + "\n")
     show(results, Console())
 
@@ -68,6 +75,18 @@ async def alone(results: dict[str, Any], root: Path, driver: str, console: Conso
     best = max((v for v in results["bare"].values() if isinstance(v, float)), default=None)
     if best:
         results["runs"]["one_container_vs_best_bare_exec"] = round(results["runs"]["one_container_per_s"] / best, 2)
+
+
+async def money(results: dict[str, Any], root: Path, console: Console) -> None:
+    """What payments cost in time and gas; added to ``results``."""
+    console.print("measuring vouchers …")
+    command = [sys.executable, "-m", "tools.bench.vouchers", str(root / "vouchers")]
+    done = await asyncio.to_thread(subprocess.run, command, stdout=subprocess.PIPE, check=True)
+    results["vouchers"] = json.loads(done.stdout)
+    console.print("measuring debit notes …")
+    results |= await billing(root / "billing")
+    console.print("measuring gas …")
+    results["gas"] = await gas(root)
 
 
 async def starting(root: Path) -> dict[str, float]:
@@ -186,6 +205,10 @@ async def _timed(work: Callable[[], Awaitable[Any]]) -> float:
 def _shown(value: Any) -> str:
     if not isinstance(value, dict):
         return str(value)
+    if "gas" in value:
+        return f"{value['gas']:,}" + (
+            f" (design {value['design']:,}: {value['ratio']:.3f})" if "ratio" in value else ""
+        )
     return f"{value['ours']:g} (the original {value['original']:g}: {value['times_better']:g} times better)"
 
 
