@@ -43,14 +43,14 @@ async def test_money_goes_into_the_vault_and_out_of_it(net: Devnet) -> None:
     assert (back["kind"], back["state"], back["amount"]) == ("withdraw", "final", "0.5")
     assert HASH.fullmatch(back["txHash"])
 
-    told = last_json(await here(net, "payment", "history", "--json", "--limit", "3"))
+    told = last_json(await here(net, "payment", "history", "--json", "--limit", "3"))["transactions"]
     assert [(one["kind"], one["amount"]) for one in told[:2]] == [("withdraw", "0.5"), ("withdraw", "1")]
     plain = await here(net, "payment", "history", "--limit", "1")
     assert plain.status == 0
     assert back["txHash"] in plain.out
     assert f"gas {back['gasUsed']}" in plain.out
     later = last_json(await here(net, "payment", "history", "--json", "--after", "2990-01-01"))
-    assert later == []
+    assert later == {"transactions": [], "received": []}
 
 
 async def test_what_is_refused_says_why_and_ends_with_its_number(net: Devnet) -> None:
@@ -80,7 +80,7 @@ async def test_who_stops_waiting_stops_nothing(net: Devnet) -> None:
     assert running.returncode in (0, 130)  # it may have been done by then
     last = last_json(await here(net, "payment", "deposit", "0.0625", "--json"))
     assert last["state"] == "final"
-    told = last_json(await here(net, "payment", "history", "--json", "--limit", "4"))
+    told = last_json(await here(net, "payment", "history", "--json", "--limit", "4"))["transactions"]
     amounts = [one["amount"] for one in told if one["kind"] == "deposit" and one["state"] == "final"]
     assert amounts[:3] == ["0.0625", "0.125", "0.25"]
 
@@ -94,7 +94,7 @@ async def test_a_node_killed_meanwhile_does_what_it_was_asked_once(net: Devnet) 
     assert node is not None
 
     async def asked() -> bool:
-        told = last_json(await here(net, "payment", "history", "--json", "--limit", "1"))
+        told = last_json(await here(net, "payment", "history", "--json", "--limit", "1"))["transactions"]
         return bool(told) and told[0]["amount"] == "1.5"
 
     await until(asked)
@@ -116,6 +116,20 @@ async def test_a_job_leaves_a_channel_in_the_list_and_an_exit_takes_everything_o
     plain = await here(net, "payment", "channels", "--all")
     assert found[-1]["channelId"] in plain.out
     assert found[-1]["peer"] in plain.out
+
+    earner = next(p for p in net.providers if p.node_id == found[-1]["peer"])
+    where = {"url": earner.api_url, "key": earner.app_key}
+
+    async def earned() -> bool:
+        told = last_json(await here(net, "payment", "history", "--json", **where))["received"]
+        return bool(told) and told[0]["payer"] == net.requestor.node_id
+
+    await until(earned)  # by its own look at the chain
+    (received, *_) = last_json(await here(net, "payment", "history", "--json", **where))["received"]
+    assert received["role"] == "Provider"
+    plain = await here(net, "payment", "history", **where)
+    assert f"from {net.requestor.node_id} for " in plain.out
+    assert received["txHash"] in plain.out
 
     assert (await here(net, "payment", "deposit", "2", "--json")).status == 0
     done = last_json(await here(net, "payment", "exit", "--force", "--json"))

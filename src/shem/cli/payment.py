@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from shem.client.http import ApiClient
-    from shem.wire.payment import ChannelStatus, PlatformStatus, Transaction
+    from shem.wire.payment import ChannelStatus, PlatformStatus, Settlement, Transaction
 
 T = TypeVar("T")
 
@@ -157,25 +157,48 @@ def history(
     app_key: AppKey = None,
     as_json: Json = False,
 ) -> None:
-    """What the node's account did on its chains, and what is on its way there."""
+    """What the node's account did on its chains, what is on its way there, and what came to it."""
     from datetime import UTC
 
     from shem.client.payment import PaymentApi
     from shem.wire.base import encode
 
     since = None if after is None else after.replace(tzinfo=after.tzinfo or UTC)
-    found = _ask(api_url, app_key, lambda http: PaymentApi(http).transactions(after=since, limit=limit))
+
+    async def question(http: ApiClient) -> tuple[list[Transaction], list[Settlement]]:
+        api = PaymentApi(http)
+        received = await api.received(limit=limit)
+        wanted = [one for one in received if since is None or one.timestamp > since]
+        return await api.transactions(after=since, limit=limit), wanted
+
+    sent, received = _ask(api_url, app_key, question)
     if as_json:
-        print(encode(found).decode())
+        print(encode({"transactions": sent, "received": received}).decode())
         return
     from rich.console import Console
 
     console = Console(soft_wrap=True)
-    if not found:
-        console.print("nothing was sent to a chain yet", markup=False)
-    for one in found:
-        for line in _transaction_lines(one):
+    now = datetime.now(UTC)  # what has no time yet is about to happen
+    entries = [(one.at or now, _transaction_lines(one)) for one in sent]
+    entries += [(one.timestamp, _received_lines(one)) for one in received]
+    if not entries:
+        console.print("nothing was sent, and nothing came", markup=False)
+    for _, lines in sorted(entries, key=lambda entry: entry[0], reverse=True)[:limit]:
+        for line in lines:
             console.print(line, markup=False, highlight=False)
+
+
+def _received_lines(one: Settlement) -> list[str]:
+    deals = f"{len(one.agreement_ids)} agreements" if len(one.agreement_ids) != 1 else "an agreement"
+    return [
+        _heading(_time(one.timestamp), "final", "received", one.amount, one.platform),
+        f"    {one.tx_hash}  block {one.block_number}",
+        f"    from {one.payer} for {deals}",
+    ]
+
+
+def _heading(when: str, state: str, what: str, amount: str, platform: str) -> str:
+    return f"{when:19}  {state:6}  {what:14} {amount:>24}  {platform}".rstrip()
 
 
 def _transaction_lines(one: Transaction) -> list[str]:
@@ -184,7 +207,7 @@ def _transaction_lines(one: Transaction) -> list[str]:
     when = "–" if one.at is None else _time(one.at)
     many = f" ({one.entries})" if one.entries > 1 else ""
     what = f"{one.kind}{many}"
-    lines = [f"{when:19}  {one.state:6}  {what:14} {one.amount:>24}  {one.platform}".rstrip()]
+    lines = [_heading(when, one.state, what, one.amount, one.platform)]
     if one.tx_hash:
         block = f"  block {one.block}" if one.block is not None else ""
         gas = f"  gas {one.gas_used}" if one.gas_used is not None else ""

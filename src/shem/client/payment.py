@@ -224,6 +224,11 @@ class PaymentApi:
         path = f"{_OURS}/payment/transactions/{quote(transaction_id, safe='')}/retry"
         await self._http.call("POST", path)
 
+    async def received(self, *, limit: int | None = None) -> list[wire.Settlement]:
+        """What came to the caller for good, the newest first."""
+        path = f"{_OURS}/payment/received"
+        return await self._http.call("GET", path, params={"limit": limit}, into=list[wire.Settlement])
+
     async def deposit(self, move: wire.MoneyMove) -> wire.Asked:
         """From the wallet into the vault. ``MoneyShort`` for more than there is to spare, ``Refused`` without a vault."""
         return await self._http.call("POST", f"{_OURS}/payment/deposit", json=move, into=wire.Asked)

@@ -44,6 +44,8 @@ PATIENCE_S = 120.0
 TRIES = 3
 """How often a channel is paid, or collected from, and how often a withdrawal is asked for; then the exit goes on without."""
 RETRY_S = 2.0
+MAX_REMEMBERED = 100
+"""Exits of an owner, those that are over with them."""
 EXITED = "exit"
 """The pulse of an owner's exits."""
 
@@ -126,6 +128,7 @@ class Exits:
         )
         with self._books.write():
             self._save(begun)
+            self._forget(owner)
             self._shared.wake_later()
         return begun
 
@@ -293,6 +296,14 @@ class Exits:
     def _select(self, where: str, *arguments: str) -> list[Exit]:
         sql = f"select * from payment_exit where {where} order by created_at"  # noqa: S608  our own words
         return [_exit(row) for row in self._books.db.connection.execute(sql, arguments).fetchall()]
+
+    def _forget(self, owner: str) -> None:
+        """Those that were over long ago."""
+        self._books.db.connection.execute(
+            "delete from payment_exit where owner = ?1 and state <> 'open' and exit_id not in"
+            " (select exit_id from payment_exit where owner = ?1 order by created_at desc limit ?2)",
+            (owner, MAX_REMEMBERED),
+        )
 
     def _save(self, exit_: Exit) -> None:
         self._books.db.connection.execute(

@@ -468,6 +468,11 @@ class Store:
             )
         )
 
+    def received(self, owner: str, limit: int) -> list[Transfer]:
+        """What came to the owner for good, the newest first."""
+        where = "owner = ? and state = 'final' and role = 'Provider' order by at desc limit ?"
+        return list(self._transfers(where, owner, limit))
+
     def claims(self) -> list[Transfer]:
         """Claimed, and not looked at with success yet; every owner's, oldest first."""
         return list(self._transfers("state = 'claimed' order by at"))

@@ -17,6 +17,7 @@ from shem.node.payment.drivers.evm.history import MAX_DEEDS, Deed
 from shem.node.payment.exits import Exit
 from shem.node.payment.service import Payments
 from shem.node.payment.status import platform_status
+from shem.node.payment.store import Transfer
 from shem.node.rest.server import caller, names, query_limit, query_seconds, query_time, read_json, respond
 from shem.terms.amounts import DECIMALS, format_amount
 from shem.wire import payment as wire
@@ -35,6 +36,7 @@ def routes(payments: Payments) -> list[web.RouteDef]:
         ("GET", "settlements", door.settlements),
         ("GET", "payment/status", door.status),
         ("GET", "payment/channels", door.channels),
+        ("GET", "payment/received", door.received),
         ("GET", "payment/transactions", door.transactions),
         ("GET", "payment/transactions/{id}", door.transaction),
         ("POST", "payment/transactions/{id}/retry", door.retry),
@@ -87,7 +89,6 @@ class _Door:
         )
 
     async def settlements(self, request: web.Request) -> web.Response:
-        platforms = self._payments.books.platforms
         transfers = await self._payments.transfers(
             caller(request),
             after=query_time(request, "afterTimestamp"),
@@ -95,24 +96,28 @@ class _Door:
             session=request.query.get("appSessionId") or None,
             timeout_s=query_seconds(request, default=0.0),
         )
-        return respond(
-            [
-                wire.Settlement(
-                    payment_id=transfer.payment_id,
-                    platform=transfer.platform,
-                    payer=transfer.payer,
-                    payee=transfer.payee,
-                    amount=format_amount(transfer.amount),
-                    tx_hash=transfer.tx_hash,
-                    block_number=transfer.block_number,
-                    block_hash=transfer.block_hash,
-                    timestamp=transfer.at,
-                    agreement_ids=list(dict.fromkeys(part.agreement_id for part in transfer.parts)),
-                    role="Requestor" if transfer.role == "Requestor" else "Provider",
-                    chain_id=platform.chain_id if (platform := platforms.get(transfer.platform)) else None,
-                )
-                for transfer in transfers
-            ]
+        return respond([self._settlement(transfer) for transfer in transfers])
+
+    async def received(self, request: web.Request) -> web.Response:
+        limit = query_limit(request, "limit", DEFAULT_EVENTS, most=MAX_EVENTS)
+        found = self._payments.books.store.received(caller(request), limit)
+        return respond([self._settlement(transfer) for transfer in found])
+
+    def _settlement(self, transfer: Transfer) -> wire.Settlement:
+        platform = self._payments.books.platforms.get(transfer.platform)
+        return wire.Settlement(
+            payment_id=transfer.payment_id,
+            platform=transfer.platform,
+            payer=transfer.payer,
+            payee=transfer.payee,
+            amount=format_amount(transfer.amount),
+            tx_hash=transfer.tx_hash,
+            block_number=transfer.block_number,
+            block_hash=transfer.block_hash,
+            timestamp=transfer.at,
+            agreement_ids=list(dict.fromkeys(part.agreement_id for part in transfer.parts)),
+            role="Requestor" if transfer.role == "Requestor" else "Provider",
+            chain_id=None if platform is None else platform.chain_id,
         )
 
     async def transactions(self, request: web.Request) -> web.Response:
