@@ -46,6 +46,12 @@ def owner(node: Node) -> ApiClient:
     return ApiClient(node.api_url, owners_key(node.config.data_dir))
 
 
+def where(asked: Node, other: Node) -> tuple[str, ...]:
+    """Where one node believes another to be."""
+    known = asked.peers._gossip.book.get(other.identity.node_id)
+    return () if known is None else known[0].addresses
+
+
 async def test_a_node_that_starts_locked_answers_and_goes_on_once_it_is_unlocked(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -88,7 +94,10 @@ async def test_a_node_that_starts_locked_answers_and_goes_on_once_it_is_unlocked
                     assert stranger.value.code == "not_the_owner"
             assert bob.identity.locked
 
+            here = tuple(bob.peers._transport.addresses())
+            assert where(alice, bob) != here, "as it was signed before, for want of a key"
             assert not (await keys.unlock(WORDS)).locked
+            await until(lambda: where(alice, bob) == here)
             await until(lambda: alice.market.core.book.get(kept) is not None)
             other = await market.subscribe_offer(OFFER, "()")
             await until(lambda: alice.market.core.book.get(other) is not None)

@@ -170,6 +170,7 @@ class Node:
         for service in (self.market, self.activities, self.payments):
             self._stack.push_async_callback(service.stop)
             await service.start()
+        self.identity.on_unlocked(self.peers.announce)
         self.identity.on_unlocked(self.market.unlocked)
         self.identity.on_unlocked(self.payments.unlocked)
         await self.peers.__aenter__()

@@ -235,6 +235,14 @@ class PeerNetwork:
         """Dial lost bootstraps at once instead of after their pause."""
         self._bootstraps.nudge()
 
+    def announce(self) -> None:
+        """Tell connected peers where we are, where our key could not sign that when they met us."""
+        if self._scope is None or self._recorded == self._transport.addresses():
+            return
+        record = self._our_hello().record
+        for link in self._links.live():
+            link.send_records(msgspec.msgpack.encode([record]))
+
     async def disconnect(self, node_id: NodeId) -> None:
         """End the link with a peer, if there is one. A later call dials anew."""
         if (link := self._links.get(node_id)) is not None:
