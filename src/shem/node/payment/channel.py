@@ -84,7 +84,7 @@ class VoucherWrong(Refused):
 
 
 class VoucherLate(Refused):
-    """The channel is closed, or its term is nearly over."""
+    """The channel is closed."""
 
     default_code = "voucher_late"
 
@@ -193,6 +193,8 @@ def take_voucher(channel: Channel, voucher: Voucher | None, more: int, now: floa
     was accepted.
     """
     owed = channel.owed + more
+    if channel.claimed >= owed:  # it has arrived already: the letter was long on its way
+        return msgspec.structs.replace(channel, owed=owed, signed=max(channel.signed, channel.claimed))
     if more and channel.state != "open":
         raise VoucherLate("the channel is closed for new payments")
     if voucher is not None and voucher.amount > channel.signed:
@@ -215,9 +217,7 @@ def _check_voucher(channel: Channel, voucher: Voucher, now: float, margin_s: flo
             f"the channel holds {format_amount(channel.reserved)} in the last final block, "
             f"the voucher is for {format_amount(voucher.amount)}"
         )
-    if now >= channel.valid_until:
-        raise VoucherLate("the channel's term is over")
-    if now >= channel.valid_until - margin_s:  # it may be longer by now
+    if now >= channel.valid_until - margin_s:  # it may be longer by now, or what it says may be paid already
         raise CoverNotSeen("the channel is so near its end that a voucher may not be collected any more")
 
 

@@ -37,7 +37,7 @@ from shem.node.payment.channel_books import (
     waiting_for,
     way_of,
 )
-from shem.node.payment.channel_store import Request, Way
+from shem.node.payment.channel_store import Pair, Request, Way
 from shem.node.payment.drivers.evm.vault import ChannelKey, close_digest, voucher_signer
 from shem.node.payment.drivers.vaults import ChainWord, Failed, Look
 from shem.node.payment.protocol import (
@@ -204,8 +204,16 @@ class Payee:
             self._watch_again(channel)
             raise
         self._store.save(after)
+        if channel.claimed > channel.owed:  # it has paid what nobody had told us that it owes
+            self._books.db.after_commit(lambda: self.count_later(account.owner, account.peer_id, pair_of(channel)))
         self._shared.wake_later()
         self._books.wake(account.owner, waiting_for(account.peer_id))
+
+    def count_later(self, owner: str, peer_id: str, pair: Pair) -> None:
+        """What came that no notice of the payer's accounts for, and none that is still looked into is going to."""
+        channel = self._store.last_between("Provider", pair)
+        if channel is not None and not self._books.closed and not self._books.store.claims_of(owner, peer_id):
+            self._start_count(channel)
 
     def _watch_again(self, channel: Channel) -> None:
         """The payer knows of more than we do: look, but not at every repeated letter."""

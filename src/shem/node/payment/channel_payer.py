@@ -45,6 +45,7 @@ CLOSE_FIRST_S = 1.0
 """After so long the payee is asked again; each time twice as long."""
 REST = 60
 """A channel is closed when it was not needed for so small a part of the margin, although its payer has allocations."""
+LOOK_AGAIN_S = (1.0, 60.0)
 PAUSE_S = (30.0, 3600.0)
 """How long a payee is left alone that did not agree to an end; each time twice as long."""
 SHORT_S = 60
@@ -82,6 +83,8 @@ class Payer:
         self._looking: set[str] = set()
         self._not_before: dict[Way, float] = {}
         self._ask_again: dict[str, float] = {}
+        self._blind_s: dict[str, float] = {}
+        """Channels that could not be looked at, and how long they are left alone for that."""
         self._pauses: dict[str, float] = {}
         """How long payees that did not answer about a channel's end are left alone."""
         self._leaving: set[str] = set()
@@ -457,7 +460,7 @@ class Payer:
                 )
                 self._complete(pair_of(channel), word)
                 if not seen.is_open:
-                    return
+                    then = None
                 chain, connection = self._shared.chains[channel.platform], self._books.db.connection
                 parts = (way_of(channel), channel.payer, channel.payee, channel.channel_id)
                 if then == "release":
@@ -465,15 +468,18 @@ class Payer:
                 elif then == "settle" and channel.signed > channel.claimed:
                     request = self._request("settle", *parts, channel.signed)
                     chain.settle(connection, request.request_id, key_of(channel), channel.signed)
+            self._blind_s.pop(channel.name, None)
         except LOOK_ERRORS as error:
             log.info("channel %s cannot be looked at now: %s", channel.channel_id, error)
+            self._blind_s[channel.name] = min(2 * self._blind_s.get(channel.name, LOOK_AGAIN_S[0]), LOOK_AGAIN_S[1])
         finally:
             await self._pause_then_wake(channel)
 
     async def _pause_then_wake(self, channel: Channel) -> None:
-        """A look that led to nothing is not repeated at once."""
-        if not self._store.open_requests(*way_of(channel)):
-            await self._books.clock.sleep(1.0)
+        """A look that led to nothing is not repeated at once, one that failed less and less often."""
+        blind_s = self._blind_s.get(channel.name)
+        if blind_s is not None or not self._store.open_requests(*way_of(channel)):
+            await self._books.clock.sleep(blind_s or LOOK_AGAIN_S[0])
         self._looking.discard(channel.name)
         self._shared.wake()
 

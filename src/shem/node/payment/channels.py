@@ -170,6 +170,12 @@ class Channels:
         """See :meth:`Verification.verify`."""
         return await self._verification.verify(claim)
 
+    def refuted(self, claim: Transfer) -> None:
+        """See :meth:`Payee.count_later`."""
+        if claim.platform in self.shared.chains:
+            pair = (claim.owner, claim.platform, claim.payer, claim.payee)
+            self.payee.count_later(claim.owner, claim.payer_id, pair)
+
     async def admit(self, owner: str, agreement_id: str) -> None:
         """See :meth:`Gate.admit`."""
         await self.gate.admit(owner, agreement_id)

@@ -93,6 +93,7 @@ class Payments:
         self.treasury = Treasury(self.books, self.allocations, self.channels, drivers)
         self.books.voucher, self.books.take_voucher = self.channels.voucher, self.channels.take
         self.verifier.channels, self.verifier.channel_platforms = self.channels.verify, self.channels.platforms
+        self.verifier.refuted = self.channels.refuted
         self.allocations.in_vault, self.allocations.channel_platforms = self.channels.in_vault, self.channels.platforms
         self.outbox = Outbox(
             self.books,

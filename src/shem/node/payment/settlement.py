@@ -238,6 +238,8 @@ class Verifier:
         self.channels: Callable[[Transfer], Awaitable[VerifiedTransfer]] | None = None
         """Looks at what was paid through channels; set with the platforms of which that is so."""
         self.channel_platforms: Collection[str] = ()
+        self.refuted: Callable[[Transfer], None] = lambda claim: None
+        """Told of every claim that did not count: what it meant may have come all the same."""
         self._turn = asyncio.Semaphore(VERIFY_AT_ONCE)
 
     def start(self) -> None:
@@ -381,6 +383,7 @@ class Verifier:
         log.warning("%s did not pay what it says (%s): %s", claim.payer_id, claim.payment_id, why)
         with self._books.write():
             self._store.save_transfer(msgspec.structs.replace(claim, state="refuted"))
+            self._books.db.after_commit(lambda: self.refuted(claim))
 
 
 def sessions_of(accounts: Sequence[ledger.Account]) -> tuple[str, ...]:
