@@ -107,3 +107,18 @@ async def test_on_a_chain_with_slow_finality_more_is_reserved(tmp_path: Path, op
         await bob.payments.admit(bob.id, deal)
         now = gate(bob).now(bob.id, deal)
         assert (now.wanted, now.room, now.finality_s) == (12 * TGLM // 10, 12 * TGLM // 10, 300.0)
+
+
+async def test_what_is_due_on_a_channel_that_goes_on_is_paid_after_the_networks_time(
+    tmp_path: Path, open_channels: Any, wait: Any
+):
+    async with open_channels(tmp_path, settle_after_s=0.2) as world:
+        alice, bob = world.nodes["alice"], world.nodes["bob"]
+        allocation = await alice.allocate("10", platform=PLATFORM)
+        deal = agree(world, alice, bob)
+        await bob.payments.admit(bob.id, deal)
+        note = await bob.bill_note(world.deals.activity(deal), "0.01", due=True)
+        alice.accept("debit-note", note, "0.01", allocation)
+        await wait(lambda: (alice.state(note), bob.state(note)) == ("SETTLED", "SETTLED"), "the settlement", 15)
+        (channel, agreements), *_ = bob.payments.channels.listed(bob.id)
+        assert (channel.state, agreements) == ("open", [deal])

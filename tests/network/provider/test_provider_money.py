@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from shem.client.cover import CoverApi
 from shem.client.payment import PaymentApi
 from shem.cogs.tasks import TaskScope
 from shem.errors import MoneyShort, PeerFailed, Refused
@@ -117,6 +118,24 @@ async def test_notes_are_paid_in_the_middle_of_a_long_agreement(tmp_path: Path, 
             assert await requestor.agreement_state(rental.agreement_id) == "Approved"
             await requestor.end(rental)
             assert await paid(world, rental) > 3 * 10**17
+
+
+@BOTH
+async def test_nodes_tell_their_agents_what_is_reserved(tmp_path: Path, platform: str) -> None:
+    async with opened(tmp_path, platform) as world, world.agent(rules=QUICK, presets=(TENTH,)):
+        rental = await world.requestor.rent(world.package)
+        await rental.create()
+        found = await CoverApi(world.provider_http).cover(rental.agreement_id)
+        assert (found.platform, found.by_channel, found.finality_sec) == (platform, platform == CHANNEL, 1.0)
+        if found.by_channel:
+            told = (found.started, found.lacks, found.wanted, found.least, found.accepted, found.credit)
+            assert told == (True, None, "2.1", "0.4", "0", "0")
+            assert found.room == "2.1"
+        else:
+            assert (found.started, found.room, found.until) == (None, None, None)
+        for mine in (rental.agreement_id, "ab" * 32, "%2e%2e"):
+            with pytest.raises(Refused):
+                await CoverApi(world.requestor.http).cover(mine)
 
 
 @BOTH

@@ -66,9 +66,13 @@ class Gate:
         self._started: set[str] = set()
 
     def start(self) -> None:
-        """What goes on has started, as far as anybody knows after a restart."""
+        """After a restart, what goes on has started if it was billed, or if there is enough for it."""
         now = self._shared.now()
-        self._started = {c.agreement_id for c in self._store.live_covers("Provider") if c.lives(now)}
+        for cover in self._store.live_covers("Provider"):
+            if not cover.lives(now) or cover.platform not in self._shared.chains:
+                continue
+            if self._books.store.account(cover.agreement_id, cover.owner) or not self._lacking(cover):
+                self._started.add(cover.agreement_id)
 
     def ended(self, agreement_id: str) -> None:
         """It holds nothing any more."""
@@ -112,12 +116,12 @@ class Gate:
         need = self._store.cover(owner, agreement_id)
         if need is None or need.platform not in self._shared.chains:
             deal = self._books.deal(agreement_id, owner)
+            _check_role(deal.role, agreement_id)
             platform = self._books.platforms[deal.platform]
             return CoverNow(
                 agreement_id=agreement_id, platform=deal.platform, finality_s=platform.finality_s, by_channel=False
             )
-        if need.role != "Provider":
-            raise NotFound(f"you are not the provider of agreement {agreement_id}", code="agreement_not_found")
+        _check_role(need.role, agreement_id)
         now, terms = self._shared.now(), self._shared.chains[need.platform].terms
         lacks = self._lacking(need) if need.least and agreement_id not in self._started else ""
         channels = self._store.of_way("Provider", way_of(need))
@@ -157,3 +161,8 @@ class Gate:
 
         found = await self._books.pulses.wait_for((owner, waiting_for(need.peer_id)), read, timeout_s)
         return found or self.now(owner, agreement_id)
+
+
+def _check_role(role: str, agreement_id: str) -> None:
+    if role != "Provider":
+        raise NotFound(f"you are not the provider of agreement {agreement_id}", code="agreement_not_found")
