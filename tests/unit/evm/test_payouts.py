@@ -144,6 +144,19 @@ async def test_nothing_that_fits_is_nothing_divided(many: Any, chain: DevChain, 
     assert len({one.tx_hash for one in told}) == 1
 
 
+async def test_a_call_whose_gas_is_lacking_holds_up_nothing_cheaper(many: Any, chain: DevChain, until: Until) -> None:
+    """Coins for a few transfers, not for a hundred of them."""
+    payer = await many(wei=8 * 10**14)
+    order_many(payer, [1] * 60)
+    await until(lambda: keys(payer) == ["leave"])
+    await until(lambda: any(p.code == "InsufficientGas" for p in payer.driver.problems()))
+    payer.order("small", payee(99), 1)
+    await payer.wait_told(1)
+    chain.fund(payer.identity.address, wei=TOKEN)
+    told = await payer.wait_told(61)
+    assert {type(one) for one in told} == {Settlement}
+
+
 async def test_an_order_is_the_same_order_in_company(many: Any, token_balance: Balance) -> None:
     payer = await many()
     order_many(payer, [1, 2, 3])

@@ -491,19 +491,23 @@ class TransactionManager:
         budget = view.balance - sum(i.value for i in in_flight)
         budget -= sum(max((a.gas * a.max_fee for a in tried), default=0) for tried in held.values())
         ready: list[tuple[Intent, int]] = []
+        missing = 0
         for intent, estimate in zip(admitted, estimates, strict=True):
             if isinstance(estimate, RpcRefused):
                 self._heed_refusal(intent, estimate.message, problems)
                 continue
             # The receiver may spend all it has meanwhile, which makes the transfer dearer by a storage slot.
             gas = number(read(estimate, str)) * 5 // 4 + 20_000
-            budget -= gas * fee + intent.value
-            if budget < 0:
-                missing = format_amount(-budget)
-                text = f"the account lacks {missing} {self._network.gas_symbol} for fees"
-                self._note(problems, "InsufficientGas", text, needed=missing)
-                break
+            cost = gas * fee + intent.value
+            if cost > budget:
+                missing += cost
+                continue
+            budget -= cost
             ready.append((intent, gas))
+        if missing:
+            needed = format_amount(missing - max(budget, 0))
+            text = f"the account lacks {needed} {self._network.gas_symbol} for fees"
+            self._note(problems, "InsufficientGas", text, needed=needed)
         return ready
 
     def _heed_refusal(self, intent: Intent, reason: str, problems: dict[str, DriverProblem]) -> None:
