@@ -1,7 +1,7 @@
 """A network whose nodes are killed while a job on it is paid: what is done to it, drawn from a seed, and the job itself.
 
 The job is a program as users write it: it maps tasks over rented machines, and when a session breaks it goes on in another
-one. Providers send a debit note every second, so that a life of a few seconds has every stage: negotiation, opening the
+one. Debit notes come every few seconds, so that a short life has every stage: negotiation, opening the
 channel, running, acceptance, closing and settlement. A blow falls a random moment after the first sign of its stage.
 """
 
@@ -23,7 +23,7 @@ from tests.e2e.conftest import processes_of, session, until
 from tests.e2e.money_oracle import Oracle, in_words
 
 CHANNEL, TRANSFER = "channel-devnet-tglm", "erc20-devnet-tglm"
-TASKS, WORKERS, SESSIONS = 8, 2, 5
+TASKS, WORKERS, SESSIONS = 14, 2, 5
 RULES = "[rules]\ndebit_note_interval_s = 1\nidle_limit_s = 20.0\n"
 PROGRAM_S = 240.0
 """The job is done after so long, whatever was killed."""
@@ -33,7 +33,7 @@ REST_S = 90.0
 STAGES = {
     "negotiation": 0.8,
     "opening": 1.0,
-    "running": 3.0,
+    "running": 5.0,
     "acceptance": 0.3,
     "closing": 3.0,
     "settlement": 1.0,
@@ -169,10 +169,13 @@ class World:
         """Wait until all money is where it belongs."""
         self.rented |= told.rented
         problems: list[str] = []
+        last: list[str] = []
+        begun = asyncio.get_running_loop().time()
 
         async def settled() -> bool:
-            nonlocal problems
+            nonlocal problems, last
             if problems:
+                last = problems
                 await asyncio.sleep(LOOK_S)
             problems = await self.oracle.problems(self.rented)
             return not problems
@@ -181,6 +184,8 @@ class World:
             await until(settled, REST_S)
         except TimeoutError:
             raise AssertionError(f"after {REST_S:.0f} s\n{in_words(problems)}") from None
+        told.log.append(f"at rest {asyncio.get_running_loop().time() - begun:.1f} s later; the last to come right:")
+        told.log.append(in_words(last))
 
     async def kill(self, blow: Blow) -> None:
         """Processes end without a word."""
@@ -340,5 +345,5 @@ class Life:
 
 async def task(machine: Rental, number: int) -> int:
     """Under a second of work."""
-    await machine.run("sleep", "0.7")
+    await machine.run("sleep", "0.8")
     return number

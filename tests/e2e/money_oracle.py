@@ -184,11 +184,16 @@ def _add_up(books: Books, notes: list[DebitNote], invoices: list[Invoice], payme
             books.sums[whole.agreement_id].settled += parse_amount(whole.amount)
         for part in payment.activity_payments:
             books.sums[agreement_of[part.activity_id]].settled += parse_amount(part.amount)
-    for document in (*notes, *invoices):
-        books.providers[document.agreement_id] = document.payee_addr.lower()
-        if document.status != "SETTLED":
-            kind = "invoice" if isinstance(document, Invoice) else "debit note"
-            books.problems.append(f"{books.node.name}: a {kind} of {document.agreement_id[:8]} is {document.status}")
+    for invoice in invoices:
+        books.providers[invoice.agreement_id] = invoice.payee_addr.lower()
+        if invoice.status != "SETTLED":
+            books.problems.append(f"{books.node.name}: the invoice of {invoice.agreement_id[:8]} is {invoice.status}")
+    for note in notes:
+        books.providers[note.agreement_id] = note.payee_addr.lower()
+        # several came at once: who accepts the highest has answered them all
+        answered = parse_amount(note.total_amount_due) <= chains[note.agreement_id, note.activity_id].accepted
+        if note.status != "SETTLED" and not (note.status == "RECEIVED" and answered):
+            books.problems.append(f"{books.node.name}: a debit note of {note.agreement_id[:8]} is {note.status}")
 
 
 def compare(payer: Books, payees: list[Books], rented: set[str]) -> list[str]:
