@@ -135,11 +135,13 @@ async def test_what_the_chain_brings_to_a_locked_node_is_told_once_it_is_unlocke
     """The transaction was signed before; it pays, the order is settled, and the payee hears of it later."""
     deal, allocation = await work(world, alice, bob, platform=PLAIN)
     secret = alice.identity._key.secret
+    chain.rpc.call("shem_setAutomine", [False])
     invoice = await bob.bill(deal, "0.3")
     alice.accept("invoice", invoice, "0.3", allocation)
     store = alice.db.connection
     await wait(lambda: store.execute("select count(*) from evm_attempt").fetchone()[0], "a signed transaction", 10)
     alice.identity.lock()
+    chain.rpc.call("shem_setAutomine", [True])
     await wait(lambda: alice.state(invoice) == "SETTLED", "the payment", 20)
     assert tokens(chain, bob.id) == 100 * TGLM + 3 * TGLM // 10
     [letter] = alice.payments.books.store.letters(bob.id, 10)
