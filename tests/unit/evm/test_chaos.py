@@ -246,18 +246,18 @@ async def test_exactly_once_many_at_a_time(seed: int, tmp_path: Path) -> None:
     assert not wrong, f"{wrong} after {dict(faults)}"
 
 
-@pytest.mark.parametrize(("world_type", "seeds"), [(World, (4, 5, 7)), (Many, (4, 5, 3))])
-async def test_the_control_fails(world_type: type[World], seeds: Sequence[int], tmp_path: Path) -> None:
+@pytest.mark.parametrize("world_type", [World, Many])
+async def test_the_control_fails(world_type: type[World], tmp_path: Path) -> None:
     """A manager that sends first must be caught, or the tests above show nothing."""
     caught = 0
-    for seed in seeds:
+    for seed in range(4, 12):
         directory = tmp_path / str(seed)
         directory.mkdir()
         wrong, _ = await run(seed, 40, directory, WrongDriver, world_type)
         caught += bool(wrong)
         if caught == 2:
             return
-    pytest.fail(f"caught in {caught} of {len(seeds)} runs only")
+    pytest.fail(f"caught {caught} times only")
 
 
 async def test_every_kind_of_fault_happens(tmp_path: Path) -> None:
