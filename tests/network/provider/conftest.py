@@ -54,6 +54,7 @@ from shem.provider.config import ProviderConfig, ResourceLimits, Rules
 from shem.provider.presets import Preset
 from shem.sdk.images import publish_image
 from shem.sdk.transfer import Courier
+from shem.terms.amounts import parse_amount
 from shem.testing.devchain import places
 from shem.testing.small_image import make_small_image
 from shem.wire.activity import CommandResult
@@ -424,6 +425,10 @@ class ChainWorld(World):
             await super().__aexit__()
         finally:
             await self._ground.aclose()
+
+    async def paid_to(self, owner: str, amount: str) -> bool:
+        """Whether exactly so much is in a wallet that was empty."""
+        return self.tokens(owner) == parse_amount(amount)
 
     def tokens(self, owner: str) -> int:
         """What an address has in its wallet."""

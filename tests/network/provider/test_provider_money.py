@@ -3,6 +3,7 @@ gone with the right reason when it is not."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -64,11 +65,14 @@ async def accepting(world: ChainWorld) -> AsyncIterator[list[DebitNote]]:
     async def loop() -> None:
         after = None
         while True:
-            for event in await requestor.payment.debit_note_events(after=after, timeout_s=5, provider_events=()):
-                after = event.event_date
-                note = await requestor.payment.debit_note(event.debit_note_id)
-                if note.status == "RECEIVED" and await accept(note):
-                    accepted.append(note)
+            try:
+                for event in await requestor.payment.debit_note_events(after=after, timeout_s=5, provider_events=()):
+                    note = await requestor.payment.debit_note(event.debit_note_id)
+                    if note.status == "RECEIVED" and await accept(note):
+                        accepted.append(note)
+                    after = event.event_date
+            except PeerFailed:
+                await asyncio.sleep(0.1)  # the node is being restarted
 
     async def accept(note: DebitNote) -> bool:
         try:
@@ -146,6 +150,30 @@ async def test_notes_that_nobody_accepts_end_the_agreement(tmp_path: Path, platf
         reason = await world.requestor.ended(rental.agreement_id)
         assert (reason["golem.provider.code"], await rental.state()) == ("DebitNotesDeadline", "Terminated")
         await paid(world, rental)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["alice", "bob"])
+async def test_a_node_restarts_under_work_that_is_paid_by_channel(tmp_path: Path, who: str) -> None:
+    async with opened(tmp_path, CHANNEL) as world, world.agent(rules=QUICK, presets=(TENTH,)):
+        requestor = world.requestor
+        async with accepting(world) as notes:
+            rental = await requestor.rent(world.package, **{INTERVAL: 0.3, ACCEPT_TIMEOUT: 60})
+            await rental.create()
+            await until(lambda: _more_than(notes, 1), 30)
+            node = getattr(world, who)
+            world.alice.bootstrap = [world.bob]  # it comes back at another address
+            await node.stop()
+            await node.start()
+            held = len(notes)
+            await until(lambda: _more_than(notes, held + 2), 30)
+            assert await requestor.agreement_state(rental.agreement_id) == "Approved"
+            await requestor.end(rental)
+            assert await paid(world, rental) > 2 * 10**17
+
+
+async def _more_than(notes: list[DebitNote], count: int) -> bool:
+    return len(notes) > count
 
 
 async def test_who_has_not_paid_in_time_gets_nothing_new_until_it_has(tmp_path: Path) -> None:

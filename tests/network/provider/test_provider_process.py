@@ -8,10 +8,13 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
+
+from shem.client.cover import CoverApi
 from shem.client.market import MarketApi
 from shem.cogs.process import Child, start_child
 from shem.wire.activity import ActivityState
-from tests.network.provider.conftest import World, run, until
+from tests.network.provider.conftest import ChainWorld, World, run, until
 
 PROGRAM = """
 import asyncio, json, sys
@@ -108,6 +111,31 @@ async def test_killed_and_started_again(world: World) -> None:
     assert await agent.stop() == 0
     for rental in (busy, idle, again):
         assert len(await requestor.invoices(rental.agreement_id)) == 1
+
+
+@pytest.mark.slow
+async def test_killed_while_it_is_paid_by_channel(tmp_path: Path) -> None:
+    """What was used is billed after the restart, accepted with a voucher, and paid when the channel closes."""
+    async with ChainWorld(tmp_path, "channel-devnet-tglm") as world:
+        requestor = world.requestor
+        agent = await start_agent(world)
+        rental = await (await requestor.rent(world.package)).open()
+        agent.kill()
+        await agent.wait()
+        agent = await start_agent(world)
+        try:
+            assert (await requestor.ended(rental.agreement_id))["golem.provider.code"] == "Shutdown"
+            invoice = await requestor.invoice(rental.agreement_id)
+            await requestor.accept(invoice)
+
+            async def vouched() -> bool:
+                return (await CoverApi(world.provider_http).cover(rental.agreement_id)).accepted == invoice.amount
+
+            await until(vouched)
+            await requestor.payment.release_allocation(requestor.allocation)
+            await until(lambda: world.paid_to(world.bob.id, invoice.amount), 30)
+        finally:
+            assert await agent.stop() == 0
 
 
 async def test_ended_by_the_requestor_while_the_agent_is_away(world: World) -> None:
