@@ -149,6 +149,7 @@ def test_a_wrong_setting_is_named_with_who_said_it(case: str, tmp_path: Path) ->
         (tmp_path / "node.db").write_bytes(b"garbage" * 1000)
     if case == "no key file":
         (tmp_path / "identity.json").write_bytes(b"{}")
+        (tmp_path / "identity.json").chmod(0o600)
     port = [] if b"api_port" in config or "--api-port" in argv else ["--api-port", "0"]
     done = inside("node", "run", "--data-dir", str(tmp_path), *argv, *port)
     assert (done.status, done.out) == (6, ""), done
