@@ -18,7 +18,7 @@ class Thing(msgspec.Struct, frozen=True, kw_only=True):
     note: int | None = None
 
 
-ROWS = Rows("thing", Thing, ("owner", "name"), ("amount", "note"), {"amount": str, "note": str})
+ROWS = Rows("thing", Thing, ("owner", "name"), ("amount", "note"), {"amount": (str, int), "note": (str, int)})
 
 
 @pytest.fixture
@@ -54,3 +54,13 @@ def test_what_is_added_is_new(connection):
     ROWS.add(connection, thing)
     with pytest.raises(sqlite3.IntegrityError):
         ROWS.add(connection, thing)
+
+
+def test_rows_are_read_as_they_were_saved(connection):
+    things = [Thing(owner="a", name=str(n), kind="k", amount=2**90 + n, note=n or None) for n in range(3)]
+    for thing in things:
+        ROWS.add(connection, thing)
+    assert ROWS.find(connection, "owner = ? order by name", "a") == things
+    assert ROWS.find(connection, "owner = ? order by name desc limit 1", "a") == things[2:]
+    assert ROWS.one(connection, "name = ?", "1") == things[1]
+    assert ROWS.one(connection, "name = ?", "9") is None

@@ -185,8 +185,7 @@ class ChannelStore:
         return row is not None and key.nonce <= row["nonce"]
 
     def _channels(self, where: str, *arguments: Any) -> list[Channel]:
-        rows = self._run(f"select * from payment_channel where {where}", *arguments)  # noqa: S608  our own words
-        return [msgspec.convert(_numbers(row, _CHANNEL_BIG), Channel) for row in rows.fetchall()]
+        return _CHANNELS.find(self._db.connection, where, *arguments)
 
     # --- what agreements need ---
 
@@ -377,13 +376,12 @@ def _counts(channel: Channel) -> int:
     return max(channel.signed, channel.claimed) if channel.role == "Requestor" else channel.claimed
 
 
-_CHANNEL_BIG = ("reserved", "claimed", "owed", "signed")
 _CHANNELS = Rows(
     "payment_channel",
     Channel,
     ("owner", "chain_id", "vault", "channel_id"),
     ("reserved", "valid_until", "claimed", "owed", "signed", "signature", "state", "close_signature"),
-    dict.fromkeys(_CHANNEL_BIG, str),
+    dict.fromkeys(("reserved", "claimed", "owed", "signed"), (str, int)),
 )
 _TARGET_BIG = ("amount", "target")
 _COVER_BIG = ("wanted", "least")

@@ -17,7 +17,7 @@ import msgspec
 from shem.node.db import Database
 from shem.node.payment.ledger import Account, Allocation, Chain
 from shem.node.payment.lifecycle import LIVE, State
-from shem.node.payment.rows import Encoder, Rows
+from shem.node.payment.rows import Codec, Rows
 from shem.node.payment.schema import SCHEMA
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -181,22 +181,15 @@ class Store:
 
     def allocation(self, allocation_id: str, owner: str) -> Allocation | None:
         """By id, released ones included."""
-        row = self._run(
-            "select * from payment_allocation where allocation_id = ? and owner = ?", allocation_id, owner
-        ).fetchone()
-        return _allocation(row) if row else None
+        return _ALLOCATIONS.one(self._db.connection, "allocation_id = ? and owner = ?", allocation_id, owner)
 
     def active_allocations(self, owner: str) -> list[Allocation]:
         """All that are not released, oldest first."""
-        rows = self._run(
-            "select * from payment_allocation where owner = ? and released = 0 order by created_at, rowid", owner
-        )
-        return [_allocation(row) for row in rows]
+        return _ALLOCATIONS.find(self._db.connection, "owner = ? and released = 0 order by created_at, rowid", owner)
 
     def expired_allocations(self, now: datetime) -> list[Allocation]:
         """Not released yet although their time is up; every owner's."""
-        rows = self._run("select * from payment_allocation where released = 0 and timeout <= ?", to_us(now))
-        return [_allocation(row) for row in rows]
+        return _ALLOCATIONS.find(self._db.connection, "released = 0 and timeout <= ?", to_us(now))
 
     def next_timeout(self) -> datetime | None:
         """When the next allocation ends by itself."""
@@ -211,54 +204,48 @@ class Store:
 
     def account(self, agreement_id: str, owner: str) -> Account | None:
         """One side's account of an agreement."""
-        row = self._run(
-            "select * from payment_account where owner = ? and agreement_id = ?", owner, agreement_id
-        ).fetchone()
-        return _account(row) if row else None
+        return _ACCOUNTS.one(self._db.connection, "owner = ? and agreement_id = ?", owner, agreement_id)
 
     def accounts(self, owner: str, platform: str | None = None) -> list[Account]:
         """All accounts of an owner."""
-        rows = self._run(
-            "select * from payment_account where owner = ? and (? is null or platform = ?)", owner, platform, platform
+        return _ACCOUNTS.find(
+            self._db.connection, "owner = ? and (? is null or platform = ?)", owner, platform, platform
         )
-        return [_account(row) for row in rows]
 
     def asking(self, owner: str, peer_id: str, platform: str) -> list[Account]:
         """Accounts between two nodes whose documents ask for more than was accepted."""
-        rows = self._run(
-            "select * from payment_account where coalesce(invoiced, noted) <> accepted "
-            "and owner = ? and peer_id = ? and platform = ?",
+        found = _ACCOUNTS.find(
+            self._db.connection,
+            "coalesce(invoiced, noted) <> accepted and owner = ? and peer_id = ? and platform = ?",
             owner,
             peer_id,
             platform,
         )
-        return [account for account in map(_account, rows) if account.requested > account.accepted]
+        return [account for account in found if account.requested > account.accepted]
 
     def unpaid(self, owner: str, peer_id: str, platform: str) -> list[Account]:
         """Accounts between two nodes of which less is settled than was accepted."""
-        rows = self._run(
-            "select * from payment_account where accepted <> settled and owner = ? and peer_id = ? and platform = ?",
+        found = _ACCOUNTS.find(
+            self._db.connection,
+            "accepted <> settled and owner = ? and peer_id = ? and platform = ?",
             owner,
             peer_id,
             platform,
         )
-        return [account for account in map(_account, rows) if account.accepted > account.settled]
+        return [account for account in found if account.accepted > account.settled]
 
     def owing(self, owner: str, platform: str) -> list[Account]:
         """The owner's accounts as requestor that owe something not settled yet."""
-        rows = self._run(
-            "select * from payment_account where owner = ? and owing and platform = ? and role = 'Requestor'",
+        return _ACCOUNTS.find(
+            self._db.connection,
+            "owner = ? and owing and platform = ? and role = 'Requestor'",
             owner,
             platform,
         )
-        return [_account(row) for row in rows]
 
     def unscheduled_of(self, allocation_id: str) -> list[Account]:
         """Accounts last paid from an allocation that owe more than was ordered."""
-        rows = self._run(
-            "select * from payment_account where allocation_id = ? and accepted <> scheduled", allocation_id
-        )
-        return [_account(row) for row in rows]
+        return _ACCOUNTS.find(self._db.connection, "allocation_id = ? and accepted <> scheduled", allocation_id)
 
     def save_chain(self, chain: Chain) -> None:
         """Insert or update."""
@@ -266,13 +253,7 @@ class Store:
 
     def chain(self, activity_id: str, owner: str) -> Chain | None:
         """The debit notes of an activity."""
-        row = self._run(
-            "select * from payment_chain where owner = ? and activity_id = ?", owner, activity_id
-        ).fetchone()
-        if row is None:
-            return None
-        values = dict(row)
-        return Chain(**values | {"requested": int(row["requested"]), "accepted": int(row["accepted"])})
+        return _CHAINS.one(self._db.connection, "owner = ? and activity_id = ?", owner, activity_id)
 
     # --- documents ---
 
@@ -282,37 +263,34 @@ class Store:
 
     def document(self, document_id: str, owner: str) -> Document | None:
         """By id."""
-        row = self._run(
-            "select * from payment_document where owner = ? and document_id = ?", owner, document_id
-        ).fetchone()
-        return _document(row) if row else None
+        return _DOCUMENTS.one(self._db.connection, "owner = ? and document_id = ?", owner, document_id)
 
     def documents(self, owner: str, kind: Kind, after: datetime | None, limit: int) -> list[Document]:
         """Oldest first, created strictly after ``after``."""
-        rows = self._run(
-            "select * from payment_document where owner = ? and kind = ? and created_at > ? "
-            "order by created_at, document_id limit ?",
+        return _DOCUMENTS.find(
+            self._db.connection,
+            "owner = ? and kind = ? and created_at > ? order by created_at, document_id limit ?",
             owner,
             kind,
             to_us(after) if after else -1,
             limit,
         )
-        return [_document(row) for row in rows]
 
     def of_agreement(self, agreement_id: str, owner: str) -> list[Document]:
         """All documents of an agreement on one side, oldest first."""
-        rows = self._run(
-            "select * from payment_document where owner = ? and agreement_id = ? order by created_at, document_id",
+        return _DOCUMENTS.find(
+            self._db.connection,
+            "owner = ? and agreement_id = ? order by created_at, document_id",
             owner,
             agreement_id,
         )
-        return [_document(row) for row in rows]
 
     def covered(self, account: Account) -> list[Document]:
         """Accepted documents of an agreement that what is settled covers, oldest first."""
         settled = str(account.settled)
-        rows = self._run(
-            "select * from payment_document where owner = ? and agreement_id = ? and state = 'ACCEPTED' "
+        return _DOCUMENTS.find(
+            self._db.connection,
+            "owner = ? and agreement_id = ? and state = 'ACCEPTED' "
             # Decimal integers in text compare by length first.
             "and (length(covered_at), covered_at) <= (?, ?) order by created_at, document_id",
             account.owner,
@@ -320,17 +298,16 @@ class Store:
             len(settled),
             settled,
         )
-        return [_document(row) for row in rows]
 
     def last_accepted(self, agreement_id: str, owner: str) -> Document | None:
         """The document of an agreement that was accepted for the highest total."""
-        row = self._run(
-            "select * from payment_document where owner = ? and agreement_id = ? and state in ('ACCEPTED', 'SETTLED') "
+        return _DOCUMENTS.one(
+            self._db.connection,
+            "owner = ? and agreement_id = ? and state in ('ACCEPTED', 'SETTLED') "
             "order by length(covered_at) desc, covered_at desc, created_at desc limit 1",
             owner,
             agreement_id,
-        ).fetchone()
-        return _document(row) if row else None
+        )
 
     def live_notes(self, activity_id: str, agreement_id: str, owner: str) -> list[Document]:
         """The debit notes of an activity that still ask for their money, lowest first."""
@@ -556,71 +533,35 @@ _BIG = frozenset(
 )
 
 
-_ENCODERS: Mapping[str, Encoder] = (
-    dict.fromkeys(_BIG, str)
-    | dict.fromkeys(("created_at", "timeout", "due_at", "at"), to_us)
-    | dict.fromkeys(("make_deposit", "released"), int)
-    | {"state": str}
+_CODECS: Mapping[str, Codec] = (
+    dict.fromkeys(_BIG, (str, int))
+    | dict.fromkeys(("created_at", "timeout", "due_at", "at"), (to_us, from_us))
+    | dict.fromkeys(("make_deposit", "released"), (int, bool))
 )
 """Columns of frozen values: times as microseconds, money as text."""
 _ALLOCATIONS = Rows(
-    "payment_allocation", Allocation, ("allocation_id",), ("total", "spent", "timeout", "released"), _ENCODERS
+    "payment_allocation", Allocation, ("allocation_id",), ("total", "spent", "timeout", "released"), _CODECS
 )
 _ACCOUNTS = Rows(
     "payment_account",
     Account,
     ("owner", "agreement_id"),
     ("noted", "notes_accepted", "invoiced", "accepted", "scheduled", "settled", "allocation_id"),
-    _ENCODERS,
+    _CODECS,
 )
 _CHAINS = Rows(
-    "payment_chain", Chain, ("owner", "activity_id"), ("requested", "accepted", "last_note_id", "notes"), _ENCODERS
+    "payment_chain", Chain, ("owner", "activity_id"), ("requested", "accepted", "last_note_id", "notes"), _CODECS
 )
 _DOCUMENTS = Rows(
     "payment_document",
     Document,
     ("owner", "document_id"),
     ("state", "covered_at", "allocation_id", "answer", "answer_signature", "failure"),
-    _ENCODERS,
+    {**_CODECS, "state": (str, State)},
 )
-_EVENTS = Rows("payment_event", Event, ("at",), (), _ENCODERS)
+_EVENTS = Rows("payment_event", Event, ("at",), (), _CODECS)
 
 
 def _row(value: msgspec.Struct) -> dict[str, Any]:
     row = msgspec.structs.asdict(value)
-    return row | {name: encode(row[name]) for name, encode in _ENCODERS.items() if row.get(name) is not None}
-
-
-def _allocation(row: sqlite3.Row) -> Allocation:
-    return Allocation(
-        **dict(row)
-        | {
-            "total": int(row["total"]),
-            "spent": int(row["spent"]),
-            "created_at": from_us(row["created_at"]),
-            "timeout": None if row["timeout"] is None else from_us(row["timeout"]),
-            "make_deposit": bool(row["make_deposit"]),
-            "released": bool(row["released"]),
-        }
-    )
-
-
-def _account(row: sqlite3.Row) -> Account:
-    values = dict(row)
-    del values["owing"]
-    numbers = {name: int(row[name]) for name in ("noted", "notes_accepted", "accepted", "scheduled", "settled")}
-    invoiced = None if row["invoiced"] is None else int(row["invoiced"])
-    return Account(**values | numbers | {"invoiced": invoiced})
-
-
-def _document(row: sqlite3.Row) -> Document:
-    return Document(
-        **dict(row)
-        | {
-            "amount": int(row["amount"]),
-            "state": State(row["state"]),
-            "created_at": from_us(row["created_at"]),
-            "due_at": None if row["due_at"] is None else from_us(row["due_at"]),
-            "covered_at": None if row["covered_at"] is None else int(row["covered_at"]),
-        }
-    )
+    return row | {name: encode(row[name]) for name, (encode, _) in _CODECS.items() if row.get(name) is not None}
