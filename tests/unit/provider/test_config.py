@@ -30,10 +30,12 @@ def test_the_command_line_lies_over_the_file(tmp_path: Path) -> None:
     )
     config = load_provider_config(
         tmp_path,
-        {"name": "from-cli", "driver": "oci", "threads": 2, "price_start": "0.5", "images_dir": None, "share": 1},
+        {"name": "from-cli", "driver": "oci", "threads": 2, "price_start": "0.5", "images_dir": None, "share": 1}
+        | {"platforms": ("channel-*", "free")},
     )
     assert (config.name, config.subnet, config.drivers) == ("from-cli", "lab", ("oci",))
     assert (config.limits.cpu_threads, config.limits.memory_gib) == (2, 4)
+    assert config.platforms == ("channel-*", "free")
     assert config.enabled == (Preset(name="cheap", env_per_hour="0.36", start="0.5"),)
 
 
