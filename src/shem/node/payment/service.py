@@ -32,7 +32,7 @@ from shem.node.payment.requestor import RequestorDesk
 from shem.node.payment.settlement import Settler, Verifier
 from shem.node.payment.store import Document, Event, Kind, Letter, Store, Transfer
 from shem.node.payment.treasury import Treasury
-from shem.wire.payment import Acceptance, PlatformChoice
+from shem.wire.payment import Acceptance, NewDebitNote, NewInvoice, PlatformChoice
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +148,12 @@ class Payments:
     def _look_again(self) -> None:
         self._due.set()
         self.channels.changed()
+
+    async def issue(self, owner: str, body: NewDebitNote | NewInvoice) -> Document:
+        """See :meth:`ProviderDesk.issue_note` and ``issue_invoice``; callers that come together share a transaction."""
+        if isinstance(body, NewInvoice):
+            return await self.books.db.grouped(lambda: self.provider.issue_invoice(owner, body))
+        return await self.books.db.grouped(lambda: self.provider.issue_note(owner, body))
 
     async def accept(
         self, owner: str, kind: Kind, document_id: str, body: Acceptance, *, cover_wait_s: float = 0.0

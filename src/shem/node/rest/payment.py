@@ -157,11 +157,11 @@ class _Door:
 
     async def issue_note(self, request: web.Request) -> web.Response:
         body = await read_json(request, wire.NewDebitNote)
-        return respond(note_view(self._payments.provider.issue_note(caller(request), body)), 201)
+        return respond(note_view(await self._payments.issue(caller(request), body)), 201)
 
     async def issue_invoice(self, request: web.Request) -> web.Response:
         body = await read_json(request, wire.NewInvoice)
-        return respond(invoice_view(self._payments.provider.issue_invoice(caller(request), body)), 201)
+        return respond(invoice_view(await self._payments.issue(caller(request), body)), 201)
 
     def documents(self, kind: Kind) -> Handler:
         async def handle(request: web.Request) -> web.Response:
