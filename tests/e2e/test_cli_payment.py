@@ -17,6 +17,8 @@ from tests.e2e.test_cli import HASH, here, last_json, shem, start
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(240)]
 
 PLATFORM = "channel-devnet-tglm"
+STRANGER = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed"
+WRONG = "0x5AAeb6053F3E94C9b9A09f33669435E7Ef1BeAed"
 
 
 async def vault(net: Devnet) -> dict[str, str]:
@@ -37,6 +39,9 @@ async def test_money_goes_into_the_vault_and_out_of_it(net: Devnet) -> None:
     assert f"in block {int(receipt['blockNumber'], 16)}\n" in done.out
     assert Decimal((await vault(net))["free"]) == before + Decimal("3.000000000000000001")
 
+    owner = ("--data-dir", str(net.requestor.data_dir), "--json")
+    away = last_json(await here(net, "payment", "withdraw", "0.125", "--to", STRANGER, *owner))
+    assert (away["state"], away["amount"]) == ("final", "0.125")
     asked = last_json(await here(net, "payment", "withdraw", "1", "--no-wait", "--json"))
     assert set(asked) == {"id", "platform"}
     back = last_json(await here(net, "payment", "withdraw", "0.5", "--json"))
@@ -60,7 +65,9 @@ async def test_what_is_refused_says_why_and_ends_with_its_number(net: Devnet) ->
         (("deposit", "1.0000000000000000001"), 2, "bad_amount"),
         (("deposit", "one"), 2, "bad_amount"),
         (("deposit", "1", "--network", "mainnet"), 2, "bad_payment_platform"),
-        (("withdraw", "1", "--to", "0x5AAeb6053F3E94C9b9A09f33669435E7Ef1BeAed"), 2, "bad_receiver"),
+        (("withdraw", "1", "--to", STRANGER), 2, "not_the_owner"),
+        (("exit", "--to", STRANGER), 2, "not_the_owner"),
+        (("withdraw", "1", "--data-dir", str(net.requestor.data_dir), "--to", WRONG), 2, "bad_receiver"),
     ):
         done = await here(net, "payment", *argv)
         assert (done.status, done.out) == (status, ""), (argv, done)

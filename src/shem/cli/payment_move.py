@@ -9,11 +9,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from shem.cli.common import ApiUrl, AppKey, Json, credentials
+from shem.cli.owner import Place
 from shem.errors import ShemError
 
 if TYPE_CHECKING:
@@ -24,6 +26,10 @@ T = TypeVar("T")
 
 Network = Annotated[str | None, typer.Option(help="Whose vault. Default: the node's first.")]
 Receiver = Annotated[str | None, typer.Option("--to", help="Who gets it. Default: the node's own wallet.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="Of the node. What goes elsewhere takes the owner's key, which lies there."),
+]
 Wait = Annotated[bool, typer.Option(help="Until the chain will not take it back.")]
 Patience = Annotated[float, typer.Option(min=0, help="How many seconds to wait at most.")]
 Amount = Annotated[str, typer.Argument(help="Tokens, such as 2.5; or 'all'.")]
@@ -60,6 +66,7 @@ def deposit(
 def withdraw(
     amount: Amount,
     to: Receiver = None,
+    data_dir: DataDir = None,
     network: Network = None,
     wait: Wait = True,
     timeout: Patience = 3600.0,
@@ -71,11 +78,13 @@ def withdraw(
     from shem.wire.payment import MoneyMove
 
     move = MoneyMove(amount=amount, network=network, receiver=to)
-    _move("withdrawal", lambda api: api.withdraw(move), wait, timeout, credentials(api_url, app_key), as_json)
+    where = _where(data_dir, api_url, app_key)
+    _move("withdrawal", lambda api: api.withdraw(move), wait, timeout, where, as_json)
 
 
 def leave(
     to: Receiver = None,
+    data_dir: DataDir = None,
     network: Network = None,
     force: Annotated[
         bool, typer.Option(help="Although work goes on: pay what is owed, take what is free, tell what stays.")
@@ -101,7 +110,7 @@ def leave(
             done = await _exited(api, asked, say, time.monotonic() + timeout)
             return asked, done, None if done.withdrawal is None else await api.transaction(done.withdrawal)
 
-    asked, done, taken = asyncio.run(_with_api(credentials(api_url, app_key), talk))
+    asked, done, taken = asyncio.run(_with_api(_where(data_dir, api_url, app_key), talk))
     if as_json:
         print(encode(asked if done is None else done).decode())
     elif done is None:
@@ -110,6 +119,14 @@ def leave(
         _tell_exit(done, taken)
     if done is not None and done.state == "failed":
         raise NotDone(done.detail or "nothing could be withdrawn", hint="see shem payment status, and say it again")
+
+
+def _where(data_dir: Path | None, api_url: str | None, app_key: str | None) -> tuple[str, str]:
+    """The node of that directory, as its owner; else the one that is known otherwise."""
+    if data_dir is None:
+        return credentials(api_url, app_key)
+    place = Place.of(data_dir)
+    return place.url, place.owners_key()
 
 
 def _move(

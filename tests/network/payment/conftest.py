@@ -25,6 +25,7 @@ from shem.cogs.clock import SystemClock
 from shem.errors import NotFound
 from shem.node.config import NetworkConfig
 from shem.node.db import Database
+from shem.node.identity.appkeys import LOCAL
 from shem.node.identity.keys import Identity
 from shem.node.payment.drivers.base import PaymentDriver
 from shem.node.payment.drivers.channel import ChannelDriver
@@ -424,7 +425,8 @@ class Caller:
 
 @asynccontextmanager
 async def door_of(node: Node) -> AsyncIterator[Caller]:
-    app = build_app(routes(node.payments), keys=lambda key: (key, "test") if key == node.id else None)
+    names = {node.id: LOCAL, f"{node.id}-program": "a program"}
+    app = build_app(routes(node.payments), keys=lambda key: (node.id, names[key]) if key in names else None)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

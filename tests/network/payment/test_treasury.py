@@ -14,7 +14,7 @@ import pytest
 
 from shem.client.http import ApiClient
 from shem.client.payment import PaymentApi
-from shem.errors import Conflict, KeyLocked, MoneyShort, NotFound, Refused
+from shem.errors import Conflict, KeyLocked, MoneyShort, NotAllowed, NotFound, Refused
 from shem.node.config import NetworkConfig
 from shem.node.payment.drivers.base import PaymentDriver
 from shem.node.payment.drivers.channel import ChannelDriver
@@ -160,6 +160,19 @@ async def test_what_cannot_be_moved_is_refused_by_a_stable_code(world, alice, bo
         await api.withdraw(wire.MoneyMove(amount="26", receiver=STRANGER))
     assert (error.value.code, error.value.details["available"]) == ("money_promised", "25")
     assert (await final(api, await api.withdraw(wire.MoneyMove(amount="26")))).amount == "26"
+
+
+async def test_a_programs_key_sends_money_to_nobody_else(world, alice, requestor):
+    async with ApiClient(requestor.base, f"{alice.id}-program") as http:
+        api = PaymentApi(http)
+        await final(api, await api.deposit(wire.MoneyMove(amount="2")))
+        with pytest.raises(NotAllowed) as error:
+            await api.withdraw(wire.MoneyMove(amount="1", receiver=STRANGER))
+        assert error.value.code == "not_the_owner"
+        with pytest.raises(NotAllowed):
+            await api.exit(wire.ExitOrder(receiver=STRANGER))
+        await final(api, await api.withdraw(wire.MoneyMove(amount="1", receiver=alice.id)))
+        assert (await over(api, await api.exit(wire.ExitOrder()))).withdrawn == "1"
 
 
 async def test_two_deposits_at_once_do_not_take_the_same_money(world, alice, api):

@@ -18,6 +18,7 @@ from shem.node.payment.exits import Exit
 from shem.node.payment.service import Payments
 from shem.node.payment.status import platform_status
 from shem.node.payment.store import Transfer
+from shem.node.rest.admin import owner_only
 from shem.node.rest.server import caller, names, query_limit, query_seconds, query_time, read_json, respond
 from shem.terms.amounts import DECIMALS, format_amount
 from shem.wire import payment as wire
@@ -162,12 +163,14 @@ class _Door:
     async def withdraw(self, request: web.Request) -> web.Response:
         body = await read_json(request, wire.MoneyMove)
         platform = self._treasury.platform(body.platform, body.network)
+        _owner_to_others(request, body.receiver)
         asked = await self._treasury.withdraw(caller(request), platform, body.amount, body.receiver)
         return respond(wire.Asked(id=asked, platform=platform.platform), 201)
 
     async def exit(self, request: web.Request) -> web.Response:
         body = await read_json(request, wire.ExitOrder)
         platform = self._treasury.platform(body.platform, body.network)
+        _owner_to_others(request, body.receiver)
         begun = await self._treasury.exit(caller(request), platform, body.receiver, force=body.force)
         return respond(wire.Asked(id=begun.exit_id, platform=begun.platform), 201)
 
@@ -200,6 +203,12 @@ class _Door:
     def _decimals(self, platform: str) -> int:
         known = self._payments.books.platforms.get(platform)
         return DECIMALS if known is None else known.decimals
+
+
+def _owner_to_others(request: web.Request, receiver: str | None) -> None:
+    """Programs have keys so that they can pay for work. Where else the money goes is the owner's word alone."""
+    if receiver is not None and receiver.lower() != caller(request):
+        owner_only(request)
 
 
 def _transaction(deed: Deed, platform: Platform | None) -> wire.Transaction:
