@@ -32,6 +32,7 @@ from shem.cogs.clock import Clock
 from shem.errors import Conflict, ShemError
 from shem.node.db import Database
 from shem.node.payment.drivers.base import ChainUnreachable, DriverProblem
+from shem.node.payment.drivers.evm import fees
 from shem.node.payment.drivers.evm.rpc import (
     MAX_BATCH,
     Block,
@@ -414,12 +415,10 @@ class TransactionManager:
     def _better_offer(
         self, intent: Intent, tried: Sequence[Attempt], best: Attempt, view: View, problems: dict[str, DriverProblem]
     ) -> Attempt | None:
-        fee, tip = self._offer(view) or (0, 0)
-        # Both must rise by a tenth to be taken for a replacement; an eighth leaves room for rounding.
-        fee = max(fee, best.max_fee * 9 // 8 + 1)
-        tip = min(max(tip, best.max_tip * 9 // 8 + 1), fee)
-        if fee > self._network.max_fee_wei or len(tried) >= MAX_ATTEMPTS:
-            gwei = format_amount(self._network.max_fee_wei, 9)
+        limit = self._network.max_fee_wei
+        offer = fees.better(view.base_fee, view.tip, limit, (best.max_fee, best.max_tip))
+        if offer is None or len(tried) >= MAX_ATTEMPTS:
+            gwei = format_amount(limit, 9)
             self._note(
                 problems,
                 "TxStuck",
@@ -428,11 +427,11 @@ class TransactionManager:
             return None
         assert intent.nonce is not None
         try:
-            better = self._sign(intent, intent.nonce, best.gas, fee, tip)
+            better = self._sign(intent, intent.nonce, best.gas, *offer)
         except ShemError as error:  # its key is locked
             self._note(problems, "CantSign", error.message)
             return None
-        log.info("payment %s is offered again at %s gwei", intent.key, format_amount(fee, 9))
+        log.info("payment %s is offered again at %s gwei", intent.key, format_amount(offer[0], 9))
         return better
 
     async def _send_new(self, view: View, problems: dict[str, DriverProblem]) -> None:
@@ -445,7 +444,7 @@ class TransactionManager:
         waiting = waiting[: max(room, 0)]
         if not waiting:
             return
-        offer = self._offer(view)
+        offer = fees.offer(view.base_fee, view.tip, self._network.max_fee_wei)
         if offer is None:
             text = f"a unit of gas costs {format_amount(view.base_fee, 9)} gwei, more than the limit"
             self._note(problems, "TxStuck", text)
@@ -456,7 +455,16 @@ class TransactionManager:
         ready = await self._affordable(admission.admitted, in_flight, view, offer[0], problems)
         if not ready:
             return
-        nonce = max(view.nonce, self._store.next_nonce())
+        own = self._store.next_nonce()
+        if own < view.nonce:
+            log.warning(
+                "nonces %d to %d of %s on %s were used by another program, or the database is older than the chain",
+                own,
+                view.nonce - 1,
+                self._signer.address,
+                self._network.name,
+            )
+        nonce = max(view.nonce, own)
         try:
             attempts = [self._sign(intent, nonce + place, gas, *offer) for place, (intent, gas) in enumerate(ready)]
         except ShemError as error:
@@ -530,14 +538,6 @@ class TransactionManager:
             "data": "0x" + intent.data.hex(),
             "value": hex(intent.value),
         }
-
-    def _offer(self, view: View) -> tuple[int, int] | None:
-        """(fee limit, tip) that should be mined soon; ``None`` when the network's limit does not reach that far."""
-        limit = self._network.max_fee_wei
-        if view.base_fee > limit:
-            return None
-        fee = min(limit, view.base_fee * 2 + view.tip)
-        return fee, min(view.tip, fee)
 
     def _sign(self, intent: Intent, nonce: int, gas: int, fee: int, tip: int) -> Attempt:
         signed = Transaction(
