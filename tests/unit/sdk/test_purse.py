@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shem.sdk.bookkeeping import SHORTEST_WAIT_S
 from shem.sdk.hiring import Hired
-from shem.sdk.purse import GIVE_BACK_S, HOUR_S, Account, BudgetExceeded, ProviderSpent, Purse
+from shem.sdk.purse import GIVE_BACK_S, HOUR_S, Account, BudgetExceeded, ProviderSpent, Purse, ReserveShort
 from shem.terms.budgets import Limits
 from shem.terms.pricing import LinearPricing
 from shem.wire.market import Agreement, Demand, Offer
@@ -217,3 +217,34 @@ def test_what_costs_nothing_runs_for_ever():
     free = replace(hired(1), pricing=LinearPricing((Decimal(0),), Decimal(0), ("golem.usage.duration_sec",)))
     purse.open(Account(free, 1, 0.0), 0.0)
     assert [line.seconds_left for line in purse.lines(1e6)] == [None, None, None]
+
+
+# -- reserved by channel
+
+
+def test_a_reserve_that_the_budget_does_not_hold_is_said_before_it_starts() -> None:
+    purse = Purse(Limits(TOKEN, None, None))
+    first, second = account(1, 0.0, "0xa"), account(2, 0.0, "0xb")
+    first.reserve = second.reserve = 6 * TOKEN // 10
+    purse.open(first, 0.0)
+    with pytest.raises(ReserveShort) as caught:
+        purse.open(second, 0.0)
+    assert caught.value.code == "money_reserve"
+    assert "beside what others have" in caught.value.message
+    second.closed = first.closed = 1.0  # given back: what the first has earned is all that is taken
+    third = account(3, 1.0, "0xb")
+    third.reserve = 6 * TOKEN // 10
+    purse.open(third, 1.0)
+
+
+def test_time_counts_from_when_the_reserve_was_there() -> None:
+    waiting = account(1, 0.0, hourly="3600", start="0.5")
+    waiting.awaited = True
+    assert waiting.owed_by(500.0) == TOKEN // 2
+    assert waiting.hourly == 0
+    waiting.awaited, waiting.started = False, 500.0
+    assert waiting.owed_by(501.0) == 3 * TOKEN // 2
+    assert waiting.since(400.0, 501.0, waiting.owed_by(501.0)) == 3 * TOKEN // 2
+    assert waiting.hourly == 3600 * TOKEN
+    # a bill may still be for all the time since the approval: the provider's clock is not ours
+    assert waiting.most(1, 501.0) >= 501 * TOKEN
