@@ -20,9 +20,9 @@ from shem.errors import Misconfigured
 from shem.provider.presets import DEFAULT_PRESET, Preset
 
 FILE_NAME = "provider.toml"
-MAX_COVER_S = 24 * 3600
-"""No requestor's node reserves for longer ahead."""
-MAX_COVER_AFTER_S = 30 * 24 * 3600
+MAX_COVER_S = 2 * 3600
+MAX_COVER_AFTER_S = 24 * 3600
+"""Requestors' nodes reserve no more ahead, and for no longer."""
 MAX_GRACE_S = 365 * 24 * 3600
 _PLATFORM = re.compile(r"[a-z0-9]{1,32}(-[a-z0-9]{1,32}){0,2}(-?\*)?|\*")
 

@@ -204,7 +204,7 @@ def test_cover_is_the_price_of_full_use():
     assert slow == 10**18 // 2 + 4 * 960 * 3 * 10**15
     assert term_after({}) == PAY_S
     assert term_after({"golem.com.payment.channel.after-sec?": 7}) == 7
-    assert term_after({"golem.com.payment.channel.after-sec?": 10**12}) == 30 * 86400
+    assert term_after({"golem.com.payment.channel.after-sec?": 10**12}) == 86400
 
 
 @given(st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=3))

@@ -221,7 +221,7 @@ def test_who_pays_otherwise_hears_nothing_of_channels() -> None:
     "said",
     [
         {"cover": 59},
-        {"cover": 86401},
+        {"cover": 7201},
         {"cover": "600"},
         {"least_cover": 59},
         {"least_cover": True},

@@ -30,10 +30,12 @@ COVER_S = 600.0
 """The payer reserves the price of so much full use ahead, unless agreed otherwise."""
 LEAST_S = 60.0
 """The payee starts nothing without the price of so much, unless agreed otherwise."""
-MAX_COVER_S = 86400.0
+MAX_COVER_S = 7200.0
+"""No payee's wish has more reserved ahead than the price of so much."""
 PAY_S = 600
 """How long after an agreement's end the reserve lasts, unless agreed otherwise: time to bill and pay."""
-MAX_PAY_S = 30 * 86400
+MAX_PAY_S = 86400
+"""No payee's wish locks a payer's money for longer than that."""
 FINALITIES = 4
 """A reserve is final long before the last one is used up: it lasts for so many times what finality takes."""
 DEFAULT_LIFE_S = 24 * 3600
