@@ -300,8 +300,8 @@ class Money(RuleBasedStateMachine):
         assert state.wallets.get(bob.id, 0) == accepted
         assert state.wallets[alice.id] + state.free.get(alice.id, 0) == self.held - accepted
         for node in self.world.nodes:
-            sums = {(a.agreement_id, a.accepted, a.settled) for a in node.accounts()}
-            assert all(accepted == settled for _, accepted, settled in sums), node is alice
+            sums = [(a.accepted, a.settled) for a in node.accounts()]
+            assert all(accepted == settled for accepted, settled in sums), (node is alice, sums, state.paid)
         assert {(a.agreement_id, a.accepted) for a in alice.accounts()} == {
             (a.agreement_id, a.accepted) for a in bob.accounts() if alice.store.account(a.agreement_id, alice.id)
         }

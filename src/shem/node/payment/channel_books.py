@@ -34,6 +34,8 @@ class ChannelBooks:
         self.tasks = tasks
         self._behind_s: dict[tuple[int, str], float] = {}
         """By vault: how far our clock is behind its chain's."""
+        self.closed: Callable[[Channel], None] = lambda channel: None
+        """Told of channels that pay this node and that their payer has ended alone."""
         self.wake: Callable[[], None] = lambda: None
         """Have the loop look at the rows again."""
 
@@ -84,6 +86,8 @@ class ChannelBooks:
             after = observe(known, Seen(seen.reserved, seen.claimed, seen.valid_until))
             if after != known:
                 self.store.save(after)
+                if after.role == "Provider" and (after.state, known.state) == ("closed", "open"):
+                    self.books.db.after_commit(lambda: self.closed(after))
                 self.wake_later()
                 self.books.wake(channel.owner, waiting_for(channel.peer_id))
         return after, seen

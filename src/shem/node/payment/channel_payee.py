@@ -12,7 +12,7 @@ import uuid
 
 import msgspec
 
-from shem.errors import KeyLocked, Refused
+from shem.errors import Refused
 from shem.node.identity.signing import BadSignature
 from shem.node.payment import ledger
 from shem.node.payment.channel import (
@@ -66,6 +66,8 @@ INVOICE_GRACE_S = 60
 LOOK_AGAIN_S = (0.2, 5.0)
 LOOK_AT_END_S = (0.5, 60.0)
 """How soon, and at last how often, the chain is looked at for the end of a channel that we agreed to close."""
+COUNT_AFTER_S = 600.0
+"""How long a payer may take to say what it has paid for by ending a channel alone."""
 LOOK_AFTER_S = 3600.0
 """The same after its term, when only its payer gains by ending it."""
 LOOKS = 40
@@ -95,9 +97,14 @@ class Payee:
         self._looking: set[str] = set()
         self._not_before: dict[str, float] = {}
         self._end_delay_s: dict[str, float] = {}
+        shared.closed = lambda channel: self._count_soon(channel.owner, channel.peer_id, pair_of(channel))
 
     def start(self) -> None:
-        """Look for what was announced before."""
+        """Look for what was announced before, and for what has come and was never told of."""
+        for owner, peer_id, *rest in self._store.unpaid_pairs():
+            pair = (owner, *rest)
+            if pair[1] in self._shared.chains:
+                self._count_soon(owner, peer_id, (pair[0], pair[1], pair[2], pair[3]))
         for channel in self._store.live_channels():
             if channel.role == "Provider" and channel.platform in self._shared.chains:
                 self._watch(channel)
@@ -209,6 +216,16 @@ class Payee:
         self._shared.wake_later()
         self._books.wake(account.owner, waiting_for(account.peer_id))
 
+    def _count_soon(self, owner: str, peer_id: str, pair: Pair) -> None:
+        """Unless the payer says what it has paid for."""
+        if not self._books.closed:
+            self._shared.tasks.start(self._count_after(owner, peer_id, pair), f"count what {pair[2]} has paid")
+
+    async def _count_after(self, owner: str, peer_id: str, pair: Pair) -> None:
+        await self._books.clock.sleep(COUNT_AFTER_S)
+        if self._store.claimed("Provider", pair) > self._books.store.claimed_on(pot_of(*pair[1:]), *pair[2:]):
+            self.count_later(owner, peer_id, pair)
+
     def count_later(self, owner: str, peer_id: str, pair: Pair) -> None:
         """What came that no notice of the payer's accounts for, and none that is still looked into is going to."""
         channel = self._store.last_between("Provider", pair)
@@ -233,8 +250,7 @@ class Payee:
             way = way_of(channel)
             if channel.payee != self._books.signer.node_id:
                 raise PayoutCold(f"this node cannot sign for {channel.payee}, where the channel pays: settle it")
-            if self._books.signer.locked:  # nothing is noted that cannot be signed
-                raise KeyLocked("this node's key is locked: ask again later")
+            self._books.must_sign()  # nothing is noted that cannot be signed
             amount = units(message.amount)
             channel = self._reminded(channel, message, amount)
             now = self._shared.now()

@@ -50,6 +50,8 @@ PAUSE_S = (30.0, 3600.0)
 """How long a payee is left alone that did not agree to an end; each time twice as long."""
 SHORT_S = 60
 """What an agent could not accept is reserved for unless it has not tried again for so long."""
+NO_TRANSACTION = "0x" + 64 * "0"
+"""What paid is forgotten, or the payee has waived it."""
 RETRY_S = 10
 """A request that the chain refused is made again no sooner."""
 
@@ -111,6 +113,13 @@ class Payer:
             if channel.peer_id == peer and self._pauses.pop(channel.name, None) is not None:
                 self._ask_again.pop(channel.name, None)
                 self._shared.wake()
+
+    def unlocked(self) -> None:
+        """Our key can sign again: ask now what could not be asked without it."""
+        self._memory.nudge(self._books.signer.node_id)
+        self._pauses.clear()
+        self._ask_again.clear()
+        self._shared.wake()
 
     # --- in others' transactions ---
 
@@ -258,7 +267,7 @@ class Payer:
             self._driver.finish(
                 Settlement(
                     order_id=target.order_id,
-                    tx_hash=word.tx_hash,
+                    tx_hash=word.tx_hash or NO_TRANSACTION,
                     block_number=word.block_number,
                     block_hash=word.block_hash,
                     gas_used=word.gas_used,
@@ -327,12 +336,18 @@ class Payer:
             pair = pair_of(target)
             if target.platform in self._shared.chains and target.target <= self._store.claimed("Requestor", pair):
                 channel = self._store.last_between("Requestor", pair)
-                if channel is not None and channel.name not in self._looking:
+                if channel is None:  # forgotten since: it was paid long ago
+                    with self._books.write():
+                        self._complete(
+                            pair, Ended(request_id="", tx_hash="", block_number=0, block_hash="", gas_used=0)
+                        )
+                elif channel.name not in self._looking:
                     self._start_look(channel, None)
 
     def next_moment(self) -> list[float]:
         """When time alone asks for another turn."""
-        moments = [float(target.settle_at) for target in self._store.open_targets()]
+        settle_at = self._store.next_settle()
+        moments = [] if settle_at is None else [float(settle_at)]
         live = [c for c in self._store.live_channels() if c.role == "Requestor" and c.platform in self._shared.chains]
         moments += [float(channel.valid_until + 1) for channel in live]
         moments += [self._rested_at(channel) for channel in live if channel.state == "open"]
@@ -435,10 +450,7 @@ class Payer:
         return since + self._shared.margin_s(channel.platform) / REST
 
     def _is_due(self, channel: Channel, now: float) -> bool:
-        return any(
-            target.settle_at <= now and way_of_target(target) == way_of(channel)
-            for target in self._store.open_targets()
-        )
+        return any(way_of_target(target) == way_of(channel) for target in self._store.due(now))
 
     def _start_look(self, channel: Channel, then: RequestKind | None) -> None:
         self._looking.add(channel.name)

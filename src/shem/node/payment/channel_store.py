@@ -131,25 +131,39 @@ class ChannelStore:
             "state <> 'closed' and role = ? and owner = ? and peer_id = ? and platform = ? order by created_at, nonce",
             role,
             *way,
+            index="payment_channel_way",
         )
 
     def live_between(self, role: str, pair: Pair) -> list[Channel]:
         """Those between two addresses that are not closed, oldest first."""
         owner, *rest = pair
-        return self._channels(f"state <> 'closed' and {_PAIR} order by created_at, nonce", owner, role, *rest)
+        where = f"{_OPEN_PAIR} order by created_at, nonce"
+        return self._channels(where, owner, role, *rest, index="payment_channel_between")
 
     def last_between(self, role: str, pair: Pair) -> Channel | None:
-        """The newest between two addresses, closed or not; ``None`` also once it is forgotten."""
+        """The newest between two addresses that has paid something, or just the newest; closed or not. ``None`` also once
+        it is forgotten."""
         owner, *rest = pair
-        newest = self._channels(f"{_PAIR} order by created_at desc, nonce desc limit 1", owner, role, *rest)
-        return newest[0] if newest else None
+        for which in (f"claimed <> '0' and {_PAIR}", _PAIR):
+            newest = self._channels(f"{which} order by created_at desc, nonce desc limit 1", owner, role, *rest)
+            if newest:
+                return newest[0]
+        return None
+
+    def unpaid_pairs(self) -> list[tuple[str, ...]]:
+        """(owner, peer, platform, payer, payee) where a provider's accepted sums are not settled."""
+        rows = self._run(
+            "select distinct owner, peer_id, platform, payer, payee from payment_account "
+            "indexed by payment_account_unpaid where accepted <> settled and role = 'Provider'"
+        )
+        return [tuple(row) for row in rows.fetchall()]
 
     def claimed(self, role: str, pair: Pair) -> int:
         """What all channels between two addresses have paid in final blocks; for a payer also what its payee gave up by
         closing a channel below its highest voucher, which no one can pay any more."""
         owner, *rest = pair
         live = self._run(
-            f"select claimed from payment_channel where state <> 'closed' and {_PAIR}",  # noqa: S608  our own words
+            f"select claimed from payment_channel indexed by payment_channel_between where {_OPEN_PAIR}",  # noqa: S608  ours
             owner,
             role,
             *rest,
@@ -166,7 +180,8 @@ class ChannelStore:
     def known_of(self, owner: str, peer_id: str) -> tuple[int, int]:
         """(how many channels a peer has with us that are not closed, how many of them no block has shown yet)."""
         row = self._run(
-            "select count(*) as n, coalesce(sum(reserved = '0'), 0) as unseen from payment_channel "
+            "select count(*) as n, coalesce(sum(reserved = '0'), 0) as unseen "
+            "from payment_channel indexed by payment_channel_way "
             "where state <> 'closed' and owner = ? and peer_id = ?",
             owner,
             peer_id,
@@ -184,8 +199,8 @@ class ChannelStore:
         ).fetchone()
         return row is not None and key.nonce <= row["nonce"]
 
-    def _channels(self, where: str, *arguments: Any) -> list[Channel]:
-        return _CHANNELS.find(self._db.connection, where, *arguments)
+    def _channels(self, where: str, *arguments: Any, index: str = "") -> list[Channel]:
+        return _CHANNELS.find(self._db.connection, where, *arguments, index=index)
 
     # --- what agreements need ---
 
@@ -201,7 +216,8 @@ class ChannelStore:
         """Of agreements that go on: everybody's, or those of one way."""
         if way is None:
             return self._covers("live = 1 and role = ?", role)
-        return self._covers("live = 1 and role = ? and owner = ? and peer_id = ? and platform = ?", role, *way)
+        where = "live = 1 and role = ? and owner = ? and peer_id = ? and platform = ?"
+        return self._covers(where, role, *way, index="payment_cover_live")
 
     def covers_since(self, role: str, way: Way, since: float, limit: int = MAX_LISTED) -> list[Cover]:
         """Of agreements of one way that came or ended at ``since`` or later, newest first."""
@@ -224,8 +240,9 @@ class ChannelStore:
         ).fetchone()
         return int(row["at"] or 0)
 
-    def _covers(self, where: str, *arguments: Any) -> list[Cover]:
-        rows = self._run(f"select * from payment_cover where {where}", *arguments)  # noqa: S608  our own words
+    def _covers(self, where: str, *arguments: Any, index: str = "") -> list[Cover]:
+        by = f"indexed by {index}" if index else ""
+        rows = self._run(f"select * from payment_cover {by} where {where}", *arguments)  # noqa: S608  our own words
         return [msgspec.convert(_numbers(row, _COVER_BIG, ("live",)), Cover) for row in rows.fetchall()]
 
     # --- requests ---
@@ -287,6 +304,15 @@ class ChannelStore:
                 break
             found.append(target)
         return found
+
+    def next_settle(self) -> int | None:
+        """When the next open order must be paid even if its channel goes on, Unix seconds."""
+        row = self._run("select min(settle_at) as at from payment_channel_order where done = 0").fetchone()
+        return None if row["at"] is None else int(row["at"])
+
+    def due(self, now: float) -> list[Target]:
+        """Open orders that must be paid now."""
+        return self._targets("done = 0 and settle_at <= ? order by settle_at", now)
 
     def waiting_pairs(self) -> list[Target]:
         """The oldest open order of each pair of addresses."""
@@ -357,6 +383,7 @@ class ChannelStore:
 
 
 _PAIR = "owner = ? and role = ? and platform = ? and payer = ? and payee = ?"
+_OPEN_PAIR = f"state <> 'closed' and {_PAIR}"
 _OVER = (
     ("payment_cover", "owner, agreement_id", "live = 0 and changed_at < ?"),
     ("payment_channel_request", "request_id", "state <> 'open' and created_at < ?"),

@@ -35,17 +35,19 @@ class Rows(Generic[V]):
         changes = ", ".join(f"{name} = ?" for name in fields if name in changing)
         where = " and ".join(f"{name} = ?" for name in key)
         names, marks = ", ".join(fields), ", ".join("?" * len(fields))
-        self._select = f"select {names} from {table} where "  # noqa: S608  our names
+        self._select = f"select {names} from {table}"  # noqa: S608  our names
         self._update = f"update {table} set {changes} where {where}"  # noqa: S608  our names
         self._insert = f"insert into {table} ({names}) values ({marks})"  # noqa: S608  our names
 
-    def find(self, connection: sqlite3.Connection, where: str, *arguments: Any) -> list[V]:
-        """Those of which ``where`` is true; it may go on with an order and a limit."""
-        return [self._value(row) for row in connection.execute(self._select + where, arguments)]
+    def find(self, connection: sqlite3.Connection, where: str, *arguments: Any, index: str = "") -> list[V]:
+        """Those of which ``where`` is true; it may go on with an order and a limit. ``index`` says by which, where SQLite
+        would rather read all rows of the owner."""
+        by = f" indexed by {index}" if index else ""
+        return [self._value(row) for row in connection.execute(f"{self._select}{by} where {where}", arguments)]
 
     def one(self, connection: sqlite3.Connection, where: str, *arguments: Any) -> V | None:
         """The first of those."""
-        row = connection.execute(self._select + where, arguments).fetchone()
+        row = connection.execute(f"{self._select} where {where}", arguments).fetchone()
         return None if row is None else self._value(row)
 
     def save(self, connection: sqlite3.Connection, value: V) -> None:

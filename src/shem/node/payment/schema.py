@@ -174,4 +174,9 @@ insert into payment_pot
     from payment_transfer where state = 'final' and role = 'Provider' group by pot, payer, payee;
 drop index payment_transfer_pot;
 """,
+    # the first open order of each pair, and when the next is due
+    """
+create index payment_channel_order_first on payment_channel_order (owner, platform, payer, payee, seq) where done = 0;
+create index payment_channel_order_due on payment_channel_order (settle_at) where done = 0;
+""",
 ]

@@ -220,6 +220,7 @@ class Store:
             owner,
             peer_id,
             platform,
+            index="payment_account_asking",
         )
         return [account for account in found if account.requested > account.accepted]
 
@@ -231,6 +232,7 @@ class Store:
             owner,
             peer_id,
             platform,
+            index="payment_account_unpaid",
         )
         return [account for account in found if account.accepted > account.settled]
 
