@@ -18,6 +18,7 @@ from shem.node.payment.protocol import CloseMessage, method_of, seal
 from shem.terms.pricing import LinearPricing
 from shem.testing.devchain import places
 from shem.testing.devchain.node import DevChain
+from shem.wire import payment as wire
 
 PLATFORM, PLAIN = "channel-devnet-tglm", "erc20-devnet-tglm"
 TGLM = 10**18
@@ -30,7 +31,7 @@ COLD = "0x" + "c0" * 20
 async def world(tmp_path: Path, open_channels: Any) -> AsyncIterator[Any]:
     async with open_channels(tmp_path) as made:
         for node in made.nodes.values():
-            node.identity.on_unlocked(node.payments.unlocked)
+            node.identity.on_unlocked(lambda node=node: node.payments.unlocked())
         yield made
 
 
@@ -47,6 +48,11 @@ def tokens(chain: DevChain, owner: str) -> int:
 
 def channels(node: Any) -> list[Any]:
     return [channel for channel, _ in node.payments.channels.listed(node.id)]
+
+
+async def accept(node: Any, document_id: str, amount: str, allocation: str) -> None:
+    body = wire.Acceptance(total_amount_accepted=amount, allocation_id=allocation)
+    await node.payments.accept(node.id, "invoice", document_id, body, cover_wait_s=20)
 
 
 async def work(
@@ -129,6 +135,31 @@ async def test_a_locked_requestor_accepts_nothing_until_it_is_unlocked(world, al
     invoice = await finish(world, alice, bob, deal, allocation, "0.1")
     await wait(lambda: bob.state(invoice) == alice.state(invoice) == "SETTLED", "the end", 20)
     assert tokens(chain, bob.id) == 100 * TGLM + TGLM // 10
+
+
+async def test_a_requestor_that_comes_back_locked_in_mid_deal(world, alice, bob, wait, chain):
+    """It looks at the chain and takes bills without its key, and asks bob what he holds when it has it again."""
+    deal, allocation = await work(world, alice, bob)
+    activity = world.deals.activity(deal)
+    note = await bob.bill_note(activity, "0.1")
+    alice.accept("debit-note", note, "0.1", allocation)
+    await wait(lambda: bob.state(note) == "ACCEPTED", "the voucher")
+    secret = alice.identity._key.secret
+    await alice.stop()
+    alice.identity.lock()
+    alice.bootstrap = [bob]
+    await alice.start()
+    invoice = bob.invoice(deal, "0.2")
+    await bob.send("invoice", invoice, 20)
+    with pytest.raises(KeyLocked):
+        await accept(alice, invoice, "0.2", allocation)
+    assert channels(alice)[0].signed == TGLM // 10
+    alice.identity.unlock(secret)
+    await accept(alice, invoice, "0.2", allocation)
+    world.deals.tell(deal, "Terminated")
+    alice.payments.allocations.release(alice.id, allocation)
+    await wait(lambda: bob.state(invoice) == alice.state(invoice) == "SETTLED", "the end", 20)
+    assert tokens(chain, bob.id) == 100 * TGLM + TGLM // 5
 
 
 async def test_what_the_chain_brings_to_a_locked_node_is_told_once_it_is_unlocked(world, alice, bob, wait, chain):

@@ -16,7 +16,7 @@ import msgspec
 
 from shem.cogs.clock import Clock
 from shem.cogs.pulse import Pulses
-from shem.errors import NotFound, Refused
+from shem.errors import KeyLocked, NotFound, Refused
 from shem.node.db import Database
 from shem.node.payment import ledger
 from shem.node.payment.deal import AgreementView, Deal, deal_of
@@ -279,6 +279,14 @@ class Books:
             sealed = seal(kind, message, self.signer)
         self.repost(owner, peer_id, kind, sealed.payload, sealed.signature, document_id)
         return sealed.payload, sealed.signature
+
+    def must_sign(self) -> None:
+        """Raises :class:`~shem.errors.KeyLocked` while our key is."""
+        if self.signer.locked:
+            raise KeyLocked(
+                f"the key of {self.signer.node_id} is locked: nothing is signed with it",
+                hint="unlock it: shem identity unlock",
+            )
 
     def envelope(self, letter: Letter) -> Signed:
         """A letter as it travels. Raises :class:`~shem.errors.KeyLocked` for one that is still to be signed."""

@@ -192,6 +192,11 @@ class Channels:
         """Allocations or documents have changed: look again after the commit, or now when there is none."""
         self._wake.set()
 
+    def unlocked(self) -> None:
+        """See :meth:`Payer.unlocked`."""
+        if self.payer is not None:
+            self.payer.unlocked()
+
     # --- what happens ---
 
     def _on_word(self, word: ChainWord) -> None:

@@ -166,7 +166,7 @@ class RequestorDesk:
         Accepting again changes nothing. Raises :class:`~ledger.WrongAmount`, :class:`NotAcceptable`,
         :class:`~ledger.WrongAllocation`, :class:`~ledger.AllocationReleased`, :class:`~ledger.AllocationShort`; where
         money is owed by voucher, also :class:`~shem.node.payment.channel.CoverShort` and
-        :class:`~shem.node.payment.channel.NoChannel`: then try again soon.
+        :class:`~shem.node.payment.channel.NoChannel`: then try again soon. Without a key: :class:`~shem.errors.KeyLocked`.
         """
         with self._books.write():
             document = self._books.document(kind, document_id, owner, "Requestor")
@@ -176,6 +176,7 @@ class RequestorDesk:
                 return
             if document.state is not State.RECEIVED:
                 raise NotAcceptable(f"the {kind} is {document.state.lower()}")
+            self._books.must_sign()  # the plain reason, before all that may be lacking, too
             allocation = self._store.allocation(body.allocation_id, owner)
             if allocation is None:
                 raise ledger.WrongAllocation(f"Allocation {body.allocation_id} not found")

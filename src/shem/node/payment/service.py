@@ -143,6 +143,7 @@ class Payments:
         """Go on with what waited for signatures."""
         for peer in self.books.store.addressees():
             self.outbox.wake(peer)
+        self.channels.unlocked()
         self._look_again()
 
     def _look_again(self) -> None:
