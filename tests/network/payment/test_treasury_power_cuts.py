@@ -123,7 +123,7 @@ async def cut(open_channels: Any, wait: Any, directory: Path, step: int) -> None
 
 async def test_power_cuts_while_an_owner_moves_money(open_channels, wait, tmp_path):
     """Some commits; the slow test takes all."""
-    await cut(open_channels, wait, tmp_path, step=20)
+    await cut(open_channels, wait, tmp_path, step=30)
 
 
 @pytest.mark.slow
