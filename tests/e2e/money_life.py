@@ -75,6 +75,7 @@ class Story:
     seed: int
     platform: str
     blows: tuple[Blow, ...]
+    tasks: int = TASKS
 
     def __str__(self) -> str:
         return "\n  ".join([f"seed {self.seed} on {self.platform}", *map(str, self.blows)])
@@ -297,7 +298,7 @@ class Life:
             self._note("back")
 
     async def _program(self) -> None:
-        left = set(range(TASKS))
+        left = set(range(self._story.tasks))
         for _ in range(SESSIONS):
             golem = session(self._world.net, budget="5", platform=self._story.platform, listener=self._hear)
             try:

@@ -188,11 +188,13 @@ def _add_up(books: Books, notes: list[DebitNote], invoices: list[Invoice], payme
         books.providers[invoice.agreement_id] = invoice.payee_addr.lower()
         if invoice.status != "SETTLED":
             books.problems.append(f"{books.node.name}: the invoice of {invoice.agreement_id[:8]} is {invoice.status}")
+    final = {invoice.agreement_id for invoice in invoices if invoice.status == "SETTLED"}
     for note in notes:
         books.providers[note.agreement_id] = note.payee_addr.lower()
-        # several came at once: who accepts the highest has answered them all
+        # answered by a higher one, where several came at once; or one whose sending a crash has cut off, by the final bill
         answered = parse_amount(note.total_amount_due) <= chains[note.agreement_id, note.activity_id].accepted
-        if note.status != "SETTLED" and not (note.status == "RECEIVED" and answered):
+        waits = note.status in ("ISSUED", "RECEIVED") and not answered and note.agreement_id not in final
+        if waits or note.status not in ("ISSUED", "RECEIVED", "SETTLED"):
             books.problems.append(f"{books.node.name}: a debit note of {note.agreement_id[:8]} is {note.status}")
 
 

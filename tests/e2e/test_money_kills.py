@@ -38,7 +38,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory, image: Path) -> AsyncI
 async def test_both_nodes_die_when_the_last_bills_come(world: World) -> None:
     """One life of many, for the suite that runs often."""
     blow = Blow("closing", 0.05, ("requestor", "node"), 0, 0.0)
-    told = await world.tell(Story(-1, CHANNEL, (blow,)))
+    told = await world.tell(Story(-1, CHANNEL, (blow,), tasks=4))
     assert len(told.rented) >= 2
     assert not told.broken
 
@@ -58,7 +58,7 @@ async def test_money_that_a_node_forgets_is_noticed(world: World) -> None:
     await world.stop_node(provider)
     before = world.copy_books(provider)
     await world.net.start_node(provider)
-    await world.tell(Story(-2, CHANNEL, ()))
+    await world.tell(Story(-2, CHANNEL, (), tasks=4))
     assert await world.oracle.problems(world.rented) == []
     await world.put_back(provider, before)
     problems = await world.oracle.problems(world.rented)
@@ -70,7 +70,7 @@ async def test_money_that_is_paid_twice_is_noticed(world: World) -> None:
     """Control: the requestor's node pays, and wakes up with the books of before it did. A transfer knows no better than to
     pay again (a channel would: its sums are the chain's)."""
     await world.ready()
-    net, life = world.net, Life(world, Story(-3, TRANSFER, ()))
+    net, life = world.net, Life(world, Story(-3, TRANSFER, (), tasks=4))
     async with asyncio.TaskGroup() as group:
         group.create_task(life.run())
         await life.signs["running"].wait()
