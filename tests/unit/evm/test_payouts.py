@@ -184,6 +184,19 @@ async def test_orders_wait_on_disk_for_company(many: Any, token_balance: Balance
     assert token_balance(payee(1)) == 2
 
 
+async def test_a_full_disk_holds_up_orders_only_while_it_is_full(
+    many: Any, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    payer = await many(gather_s=0.05, refused_s=0.05)
+    order_many(payer, [1] * 190)
+    (pages,) = payer.db.connection.execute("pragma page_count").fetchone()
+    payer.db.connection.execute(f"pragma max_page_count = {pages}")
+    await until(lambda: "cannot be gathered now" in caplog.text)
+    payer.db.connection.execute("pragma max_page_count = 1000000")
+    told = await payer.wait_told(190)
+    assert {type(one) for one in told} == {Settlement}
+
+
 async def test_a_network_that_lost_its_contract_pays_one_by_one(many: Any, chain: DevChain, until: Until) -> None:
     chain.rpc.call("shem_setAutomine", [False])
     payer = await many()

@@ -256,7 +256,12 @@ class ChannelChain:
             await self._wake.wait()
             await self._clock.sleep(self._network.gather_s)
             self._wake.clear()
-            self.gather()
+            try:
+                self.gather()
+            except sqlite3.Error:  # a full disk: what waits is on it, and goes when there is room
+                log.exception("requests on %s cannot be gathered now", self._network.name)
+                self._wake.set()
+                await self._clock.sleep(self._network.refused_s)
 
     async def _catch_up(self) -> None:
         """Hear of calls that ended unheard, as soon as the chain can be asked."""

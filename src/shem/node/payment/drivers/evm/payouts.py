@@ -108,7 +108,12 @@ class Payouts:
             await self._wake.wait()
             await self._clock.sleep(self._network.gather_s)
             self._wake.clear()
-            self.gather()
+            try:
+                self.gather()
+            except sqlite3.Error:  # a full disk: what waits is on it, and goes when there is room
+                log.exception("orders on %s cannot be gathered now", self._network.name)
+                self._wake.set()
+                await self._clock.sleep(self._network.refused_s)
 
     def gather(self) -> None:
         """Make intents of the orders that wait."""
