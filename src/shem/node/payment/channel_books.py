@@ -70,9 +70,9 @@ class ChannelBooks:
         return False
 
     def undelivered(self, way: Way) -> bool:
-        """Whether the peer has not yet heard of something that was accepted."""
+        """Whether the peer has not yet heard of something that was accepted, or of the channel itself."""
         owner, peer_id, _ = way
-        return self.store.has_letter(owner, peer_id, "acceptance")
+        return any(self.store.has_letter(owner, peer_id, kind) for kind in ("acceptance", "channel"))
 
     async def look(self, channel: Channel) -> tuple[Channel, Look]:
         """The channel after a look at a final block, and what was seen. Raises as :meth:`VaultChain.look` does."""

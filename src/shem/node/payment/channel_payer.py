@@ -563,8 +563,11 @@ class Payer:
             )
 
     def _reopen(self, channel: Channel) -> None:
-        """The payee has signed nothing, so the channel may go on; it is asked again after a while."""
-        self._ask_again[channel.name] = self._shared.now() + RETRY_S
+        """The payee has signed nothing, so the channel may go on; it is asked again after a while: soon where the last
+        agreement has just ended, since its own agent may not have heard of that yet."""
+        now = self._shared.now()
+        age_s = now - self._store.last_change("Requestor", way_of(channel))
+        self._ask_again[channel.name] = now + min(max(age_s, CLOSE_FIRST_S), RETRY_S)
         with self._books.write():
             known = self._store.channel(channel)
             if known is not None and known.state == "closing":

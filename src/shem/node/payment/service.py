@@ -116,6 +116,7 @@ class Payments:
         for driver in self._drivers:
             await driver.start()
         self.channels.start()
+        self.provider.start()
         self.outbox.start()
         self.verifier.start()
         self._due.set()
@@ -131,7 +132,7 @@ class Payments:
 
     def _delivered(self, letter: Letter) -> None:
         self.provider.delivered(letter)
-        if letter.kind == "acceptance":  # a channel may end once its last voucher has arrived
+        if letter.kind in ("acceptance", "channel"):  # a channel may end once its payee knows it and its last voucher
             self.books.db.after_commit(self.channels.changed)
 
     def sign_vouchers_with(self, key: VoucherKey) -> None:
