@@ -13,10 +13,12 @@ import msgspec
 import pytest
 
 from shem.errors import Refused
+from shem.node.db import Database
 from shem.node.identity.keys import Identity
 from shem.node.payment.drivers.base import Failure, PaymentNotFound, PaymentOrder, Settlement
 from shem.node.payment.drivers.evm import erc20
 from shem.node.payment.drivers.evm.payouts import MAX_PACKED
+from shem.node.payment.drivers.evm.store import MIGRATIONS
 from shem.node.payment.drivers.evm.transaction import Transaction
 from shem.testing.devchain import places
 from shem.testing.devchain.node import DevChain
@@ -182,6 +184,27 @@ async def test_orders_wait_on_disk_for_company(many: Any, token_balance: Balance
     await payer.open().start()
     await payer.wait_told(2)
     assert token_balance(payee(1)) == 2
+
+
+async def test_orders_of_an_older_database_are_kept(new_payer: Callable[..., Any], token_balance: Balance) -> None:
+    payer = new_payer(multi_transfer=MULTI, gather_s=0.02)
+    me = payer.identity.address
+    db = Database(payer.path)
+    db.migrate("payment_evm", MIGRATIONS[:2])
+    with db.transaction(durable=True) as connection:
+        connection.execute(
+            "insert into evm_intent (key, chain_id, sender, dst, data, value) values ('order:old', 1337, ?, ?, ?, '0')",
+            (me, places.TOKEN_ADDRESS, erc20.transfer(payee(0), 7)),
+        )
+        connection.execute("insert into evm_order values ('old', 1, ?, ?, ?, '7')", (PLATFORM, me, payee(0)))
+    db.close()
+    await payer.open().start()
+    payer.order("old", payee(0), 7)
+    payer.order("new", payee(1), 8)
+    told = await payer.wait_told(2)
+    assert {one.order_id for one in told} == {"old", "new"}
+    assert [token_balance(payee(place)) for place in range(2)] == [7, 8]
+    await payer.close()
 
 
 async def test_a_full_disk_holds_up_orders_only_while_it_is_full(
