@@ -21,7 +21,7 @@ import pytest
 from shem.node.db import Database
 from shem.node.identity.keys import Identity
 from shem.node.identity.signing import keccak256
-from shem.node.payment.drivers.base import ChainUnreachable
+from shem.node.payment.drivers.base import ChainUnreachable, Failure, PaymentOrder, Settlement
 from shem.node.payment.drivers.evm import erc20, vault
 from shem.node.payment.drivers.evm.driver import EvmDriver
 from shem.node.payment.drivers.evm.vault import ChannelKey
@@ -208,8 +208,65 @@ class Channels(World):
         return "; ".join(wrong)
 
 
-async def run(seed: int, channels: int, directory: Path, driver_type: type[EvmDriver] = EvmDriver) -> tuple[str, Any]:
-    world = Channels(seed, channels, directory, driver_type)
+class Both(Channels):
+    """The same account also pays by transfer, many at a time: one sequence of nonces, one wallet, two contracts."""
+
+    def open(self) -> None:
+        self.network = msgspec.structs.replace(self.network, multi_transfer=places.MULTI_TRANSFER_ADDRESS, multi_max=10)
+        super().open()
+        self.db.connection.execute("create table if not exists paid (order_id text, kind text)")
+        self.driver.on_settled(self.tell)
+
+    def tell(self, outcome: Settlement | Failure) -> None:
+        self.db.connection.execute("insert into paid values (?, ?)", (outcome.order_id, type(outcome).__name__))
+
+    def receiver(self, place: int) -> str:
+        return f"0x{0xF00000 + place:040x}"
+
+    def order(self, place: int) -> None:
+        super().order(place)
+        with self.db.transaction(durable=True) as connection:
+            for part in range(2):
+                order = PaymentOrder(
+                    f"t{place}.{part}", "erc20-devnet-tglm", self.identity.address, self.receiver(place), 7 + place
+                )
+                self.driver.pay(connection, order)
+
+    async def step(self) -> None:
+        if self.rng.random() < 0.2:
+            self.driver.payouts["devnet"].gather()
+        await super().step()
+
+    def _count(self, where: str) -> int:
+        waiting = self.db.connection.execute("select count(*) from evm_order where intent is null").fetchone()[0]
+        return super()._count(where) + int(waiting)
+
+    def _held(self, owner: str) -> int:
+        """What was paid by transfer put back: that is looked at apart."""
+        sent = sum(2 * (7 + place) for place in range(self.payments)) if owner == self.identity.address else 0
+        return super()._held(owner) + sent
+
+    def _judge(self) -> str:
+        wrong = [super()._judge()]
+        wrong += [
+            f"{self.receiver(place)} has {self._held(self.receiver(place))}"
+            for place in range(self.payments)
+            if self._held(self.receiver(place)) != 2 * (7 + place)
+        ]
+        told = [tuple(row) for row in self.db.connection.execute("select order_id, kind from paid")]
+        if sorted(told) != sorted((f"t{n}.{part}", "Settlement") for n in range(self.payments) for part in range(2)):
+            wrong.append(f"{len(told)} settlements were told")
+        return "; ".join(filter(None, wrong))
+
+
+async def run(
+    seed: int,
+    channels: int,
+    directory: Path,
+    driver_type: type[EvmDriver] = EvmDriver,
+    world_type: type[Channels] = Channels,
+) -> tuple[str, Any]:
+    world = world_type(seed, channels, directory, driver_type)
     try:
         async with asyncio.timeout(100):
             return await world.run(), world.faults
@@ -225,14 +282,29 @@ async def test_exactly_once(seed: int, tmp_path: Path) -> None:
     assert not wrong, f"{wrong} after {dict(faults)}"
 
 
+@pytest.mark.parametrize("seed", [20])
+async def test_exactly_once_beside_transfers(seed: int, tmp_path: Path) -> None:
+    wrong, faults = await run(seed, 8, tmp_path, world_type=Both)
+    assert not wrong, f"{wrong} after {dict(faults)}"
+
+
 async def test_the_control_fails(tmp_path: Path) -> None:
     """A manager that sends first must be caught, or the test above shows nothing."""
     caught = ""
-    for seed in (3, 12):
+    for seed in range(3, 15):
         directory = tmp_path / str(seed)
         directory.mkdir()
         caught += (await run(seed, 12, directory, WrongDriver))[0]
-    assert caught
+        if caught:
+            return
+    pytest.fail("nothing was wrong")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(200, 230))
+async def test_exactly_once_beside_transfers_many_seeds(seed: int, tmp_path: Path) -> None:
+    wrong, faults = await run(seed, 15, tmp_path, world_type=Both)
+    assert not wrong, f"{wrong} after {dict(faults)}"
 
 
 @pytest.mark.slow
