@@ -27,6 +27,7 @@ from shem.node.payment.drivers.base import Balance, ChainUnreachable, DriverProb
 from shem.node.payment.drivers.channel import ChannelDriver
 from shem.node.payment.drivers.evm.vault import ChannelKey, Vault, close_signer, voucher_signer
 from shem.node.payment.drivers.vaults import ChainWord, Ended, Failed, Look, Opened, VaultTerms
+from shem.node.payment.protocol import VoucherKey, method_of, seal
 from shem.node.payment.service import PaymentConfig, Payments
 from shem.node.peer.remote_errors import INTERNAL, PeerUnreachable, pack_error, unpack_error
 from shem.terms.ids import NodeId
@@ -135,6 +136,14 @@ class SimDatabase(Database):
             self.dead = True
             raise PowerCut
 
+    def snapshot(self) -> bytes:
+        """A copy of it as it is now."""
+        return self.connection.serialize()
+
+    def restore(self, copied: bytes) -> None:
+        """Somebody puts the copy back."""
+        self.connection.deserialize(copied)
+
     def revive(self) -> None:
         """Power is back."""
         self.dead, self.die_in = False, None
@@ -228,6 +237,8 @@ class SimVault:
         """Executed and not final."""
         self.outcomes: dict[str, ChainWord] = {}
         """By request, final."""
+        self.backwards = False
+        """Whether blocks take the newest first."""
         self.away = False
         self.ahead_s = 0.0
         self._mining: asyncio.TimerHandle | None = None
@@ -250,7 +261,10 @@ class SimVault:
         self.block += 1
         again = False
         for door in self.doors:
-            for asked in door.waiting():
+            if door.locked:
+                again = True  # it has no key to sign a transaction with
+                continue
+            for asked in reversed(door.waiting()) if self.backwards else door.waiting():
                 if asked.request_id in self.mined or asked.request_id in self.outcomes:
                     continue
                 try:
@@ -277,7 +291,7 @@ class SimVault:
         """What is not final was never there; it comes again, in another order."""
         self.latest = copy.deepcopy(self.final)
         self.mined.clear()
-        self.doors.reverse()
+        self.backwards = not self.backwards
         if self._finishing is not None:
             self._finishing.cancel()
             self._finishing = None
@@ -387,6 +401,10 @@ class SimChain:
 
     def on_word(self, callback: Callable[[ChainWord], None]) -> None:
         self._listeners.append(callback)
+
+    @property
+    def locked(self) -> bool:
+        return self._node.identity.locked
 
     async def start(self) -> None:
         for asked in self.waiting():
@@ -557,6 +575,7 @@ class SimNode:
         self.db = SimDatabase()
         self.alive = False
         self.to_tell: list[tuple[str, str]] = []
+        self.voucher_key: VoucherKey = self.identity
         self.peers: SimPeers
         self.payments: Payments
         self.chain: SimChain
@@ -577,6 +596,7 @@ class SimNode:
             self.clock,
             config,
         )
+        self.payments.sign_vouchers_with(self.voucher_key)
         self.alive = True
         try:
             await self.payments.start()
@@ -715,6 +735,14 @@ class World:
         self.online = online
         if online:
             self.loop.run_until_complete(self.connected())
+
+    def say(self, sender: SimNode, receiver: SimNode, kind: Any, message: Any) -> bytes:
+        """A message by hand, signed by whoever sends it. Raises what the receiver answers."""
+        signed = msgspec.msgpack.encode(seal(kind, message, sender.identity))
+        answer, error = self.loop.run_until_complete(receiver.answer(sender.id, method_of(kind), signed))
+        if error is not None:
+            raise unpack_error(error)
+        return answer
 
     def agree(self, platform: str = PLATFORMS[0], life_s: float = 3600, pricing: LinearPricing = PRICE) -> str:
         expires = int((START.timestamp() + self.loop.passed_s + life_s) * 1000)
