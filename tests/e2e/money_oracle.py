@@ -85,6 +85,11 @@ class Oracle:
         found += await self._on_the_chain(books[0], books[1:])
         return found
 
+    async def earned(self, agreements: set[str]) -> int:
+        """What was accepted for some agreements, in base units."""
+        sums = (await read(self._net.requestor)).sums
+        return sum(sums[agreement].accepted for agreement in agreements)
+
     # the chain
 
     async def _on_the_chain(self, payer: Books, payees: list[Books]) -> list[str]:
