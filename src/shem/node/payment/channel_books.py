@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections.abc import Callable, Mapping
 
 from shem.cogs.tasks import TaskScope
 from shem.errors import PeerFailed, Refused
 from shem.node.payment.books import Books
 from shem.node.payment.channel import PAY_S, Channel, Cover, Seen, cover_wanted, ends_at, observe, term_after
-from shem.node.payment.channel_store import ChannelStore, Pair, Request, Target, Way
+from shem.node.payment.channel_store import ChannelStore, Pair, Request, RequestKind, Target, Way
 from shem.node.payment.deal import AgreementView, NoDeal, deal_of
 from shem.node.payment.drivers.base import NotFinalYet, VerifiedTransfer
 from shem.node.payment.drivers.evm.vault import ChannelKey, Vault
@@ -98,6 +99,24 @@ class ChannelBooks:
         if chain is None:
             return None
         return self.store.channel_at(owner, chain.vault.chain_id, chain.vault.address, channel_id)
+
+    def request(self, kind: RequestKind, way: Way, payer: str, payee: str, channel_id: str, amount: int) -> Request:
+        """A new row for what is going to be asked of the vault, in the caller's transaction."""
+        owner, peer_id, platform = way
+        request = Request(
+            request_id=str(uuid.uuid4()),
+            owner=owner,
+            kind=kind,
+            peer_id=peer_id,
+            platform=platform,
+            payer=payer,
+            payee=payee,
+            channel_id=channel_id,
+            amount=amount,
+            created_at=int(self.now()),
+        )
+        self.store.save_request(request)
+        return request
 
     def sweep(self) -> bool:
         """Forget some of what was over long ago; whether there may be more."""

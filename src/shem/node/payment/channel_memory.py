@@ -139,7 +139,7 @@ class Memory:
         if document is not None and document.state is State.RECEIVED:
             result = self._accept_again(account, document)
         account = msgspec.structs.replace(result.account, accepted=max(total, result.account.accepted))
-        self._draw_again(account, grown)
+        account = self._draw_again(account, grown)
         if document is not None and document.state is State.RECEIVED:
             self._books.accepted(document, account, result, answer=signed.payload, signature=signed.signature)
         else:
@@ -151,15 +151,19 @@ class Memory:
             return ledger.accept_invoice(account, document.amount)
         return ledger.accept_note(account, self._books.chain(document.activity_id, account), document.amount)
 
-    def _draw_again(self, account: ledger.Account, amount: int) -> None:
-        """It was drawn from an allocation that has forgotten it, too."""
+    def _draw_again(self, account: ledger.Account, amount: int) -> ledger.Account:
+        """It was drawn from an allocation that has forgotten it, too; if none is left, it is due."""
         named = self._books.store.allocation(account.allocation_id or "", account.owner)
         active = self._books.store.active_allocations(account.owner)
         for allocation in ([named] if named else []) + [a for a in active if a.platform == account.platform]:
             if not allocation.released:
                 spent = min(allocation.spent + amount, allocation.total)
                 self._books.store.save_allocation(msgspec.structs.replace(allocation, spent=spent))
-                return
+                return msgspec.structs.replace(account, allocation_id=allocation.allocation_id)
+        account, due = ledger.schedule(account)
+        self._books.store.add_due(account, None, due)
+        self._books.db.after_commit(self._books.wake_settler)
+        return account
 
 
 def _acceptance(signed: Signed, channel: Channel) -> AcceptanceMessage:

@@ -72,7 +72,8 @@ LOOK_AFTER_S = 3600.0
 """The same after its term, when only its payer gains by ending it."""
 LOOKS = 40
 """How often a channel that was announced is looked for."""
-RETRY_S = 10
+RETRY_S = (10.0, 60.0)
+"""How soon a redemption is tried again, and at last how often while the chain cannot be asked."""
 
 
 class WrongChannel(Refused):
@@ -97,6 +98,7 @@ class Payee:
         self._looking: set[str] = set()
         self._not_before: dict[str, float] = {}
         self._end_delay_s: dict[str, float] = {}
+        self._redeem_s: dict[str, float] = {}
         shared.closed = lambda channel: self._count_soon(channel.owner, channel.peer_id, pair_of(channel))
 
     def start(self) -> None:
@@ -365,26 +367,17 @@ class Payee:
     async def _redeem(self, channel: Channel) -> None:
         """The payer may have paid meanwhile: see first."""
         try:
-            self._not_before[channel.name] = self._shared.now() + RETRY_S
+            self._not_before[channel.name] = self._shared.now() + self._redeem_s.get(channel.name, RETRY_S[0])
+            self._redeem_s[channel.name] = min(2 * self._redeem_s.get(channel.name, RETRY_S[0]), RETRY_S[1])
             channel, seen = await self._shared.look(channel)
+            self._redeem_s.pop(channel.name, None)
             if not seen.is_open or channel.claimed >= channel.signed or channel.signature is None:
                 self._count(channel, seen)
                 return
-            request = Request(
-                request_id=str(uuid.uuid4()),
-                owner=channel.owner,
-                kind="redeem",
-                peer_id=channel.peer_id,
-                platform=channel.platform,
-                payer=channel.payer,
-                payee=channel.payee,
-                channel_id=channel.channel_id,
-                amount=channel.signed,
-                created_at=int(self._shared.now()),
-            )
             log.warning("channel %s is redeemed alone: its payer has not paid", channel.channel_id)
             with self._books.write():
-                self._store.save_request(request)
+                parts = (way_of(channel), channel.payer, channel.payee, channel.channel_id)
+                request = self._shared.request("redeem", *parts, channel.signed)
                 self._shared.chains[channel.platform].redeem(
                     self._books.db.connection,
                     request.request_id,

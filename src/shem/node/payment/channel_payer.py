@@ -10,14 +10,12 @@ after the term.
 from __future__ import annotations
 
 import logging
-import uuid
 
 import msgspec
 
-from shem.errors import KeyLocked, MoneyShort, PeerFailed, Refused
-from shem.node.identity.signing import BadSignature
+from shem.errors import MoneyShort, Refused
 from shem.node.payment import ledger
-from shem.node.payment.channel import Channel, Cover, NoChannel, Seen, StillOpen, may_close, observe, plan, sign_up
+from shem.node.payment.channel import Channel, Cover, NoChannel, Seen, may_close, observe, plan, sign_up
 from shem.node.payment.channel_books import (
     LOOK_ERRORS,
     ChannelBooks,
@@ -28,38 +26,27 @@ from shem.node.payment.channel_books import (
     waiting_for,
     way_of,
 )
+from shem.node.payment.channel_closer import Closer, way_of_target
 from shem.node.payment.channel_memory import Memory
 from shem.node.payment.channel_store import Pair, Request, RequestKind, Target, Way
 from shem.node.payment.drivers.base import PaymentOrder, Settlement
 from shem.node.payment.drivers.channel import ChannelDriver
-from shem.node.payment.drivers.evm.vault import close_signer, voucher_digest
+from shem.node.payment.drivers.evm.vault import voucher_digest
 from shem.node.payment.drivers.vaults import ChainWord, Ended, Failed, Opened
-from shem.node.payment.protocol import ChannelMessage, CloseMessage, KeyPart, Peers, VoucherPart, method_of, seal
+from shem.node.payment.protocol import ChannelMessage, KeyPart, Peers, VoucherPart
 from shem.terms.ids import NodeId
 
 log = logging.getLogger(__name__)
 
-CLOSE_TIMEOUT_S = 15.0
-CLOSE_TRIES = 5
-CLOSE_FIRST_S = 1.0
-"""After so long the payee is asked again; each time twice as long."""
 REST = 60
 """A channel is closed when it was not needed for so small a part of the margin, although its payer has allocations."""
 LOOK_AGAIN_S = (1.0, 60.0)
-PAUSE_S = (30.0, 3600.0)
-"""How long a payee is left alone that did not agree to an end; each time twice as long."""
 SHORT_S = 60
 """What an agent could not accept is reserved for unless it has not tried again for so long."""
 NO_TRANSACTION = "0x" + 64 * "0"
 """What paid is forgotten, or the payee has waived it."""
 RETRY_S = 10
 """A request that the chain refused is made again no sooner."""
-
-
-class WrongClose(Refused):
-    """The answer to a close is not the payee's signature over the sum that was asked for."""
-
-    default_code = "close_wrong"
 
 
 class Short(msgspec.Struct, frozen=True):
@@ -81,14 +68,11 @@ class Payer:
         self._peers = peers
         self._driver = driver
         self._settle_after_s = settle_after_s
-        self._asking: set[str] = set()
         self._looking: set[str] = set()
         self._not_before: dict[Way, float] = {}
-        self._ask_again: dict[str, float] = {}
         self._blind_s: dict[str, float] = {}
         """Channels that could not be looked at, and how long they are left alone for that."""
-        self._pauses: dict[str, float] = {}
-        """How long payees that did not answer about a channel's end are left alone."""
+        self._closer = Closer(shared, peers)
         self._leaving: set[str] = set()
         """Channels that end as soon as nothing goes on, allocations or not."""
         self._unseen: set[str] = set()
@@ -110,15 +94,13 @@ class Payer:
         """Who was away when a channel was to be closed may be asked again."""
         self._memory.nudge(peer)
         for channel in self._store.live_channels():
-            if channel.peer_id == peer and self._pauses.pop(channel.name, None) is not None:
-                self._ask_again.pop(channel.name, None)
+            if channel.peer_id == peer and self._closer.forgive(channel):
                 self._shared.wake()
 
     def unlocked(self) -> None:
         """Our key can sign again: ask now what could not be asked without it."""
         self._memory.nudge(self._books.signer.node_id)
-        self._pauses.clear()
-        self._ask_again.clear()
+        self._closer.forgive_all()
         self._shared.wake()
 
     # --- in others' transactions ---
@@ -284,12 +266,11 @@ class Payer:
 
     def talks(self, channel: Channel) -> bool:
         """Whether the payee is being asked to close it, or is going to be."""
-        if channel.name in self._asking:
+        if self._closer.asks(channel):
             return True
         if channel.state == "open":
             return self._idle(channel)
-        again = self._ask_again.get(channel.name, 0)
-        return channel.close_signature is None and again <= self._shared.now()
+        return channel.close_signature is None and self._closer.may_ask(channel)
 
     def acts(self, channel: Channel) -> bool:
         """Whether something that is asked of the chain is under way."""
@@ -311,7 +292,6 @@ class Payer:
         now = self._shared.now()
         covers = self._store.live_covers("Requestor")
         self._not_before = {way: moment for way, moment in self._not_before.items() if moment > now}
-        self._ask_again = {name: moment for name, moment in self._ask_again.items() if moment > now}
         self._short = {way: short for way, short in self._short.items() if short.until > now}
         for way in dict.fromkeys((*map(way_of, covers), *self._short)):
             if way[2] not in self._shared.chains:
@@ -325,9 +305,7 @@ class Payer:
         for channel in live:
             if channel.role == "Requestor" and channel.platform in self._shared.chains:
                 self._tend(channel, now)
-        if self._pauses:
-            names = {channel.name for channel in live}
-            self._pauses = {name: pause for name, pause in self._pauses.items() if name in names}
+        self._closer.prune(live)
         self._notice_paid()
 
     def _notice_paid(self) -> None:
@@ -351,7 +329,7 @@ class Payer:
         live = [c for c in self._store.live_channels() if c.role == "Requestor" and c.platform in self._shared.chains]
         moments += [float(channel.valid_until + 1) for channel in live]
         moments += [self._rested_at(channel) for channel in live if channel.state == "open"]
-        return moments + list(self._not_before.values()) + list(self._ask_again.values())
+        return moments + list(self._not_before.values()) + self._closer.next_moments()
 
     def _reserve(self, way: Way, covers: list[Cover], now: float) -> None:
         owner, _, platform = way
@@ -372,7 +350,7 @@ class Payer:
         chain, connection = self._shared.chains[platform], self._books.db.connection
         with self._books.write():
             if channel is None:
-                request = self._request("reserve", way, payer, payee, "", grow.add)
+                request = self._shared.request("reserve", way, payer, payee, "", grow.add)
                 chain.reserve(
                     connection,
                     request.request_id,
@@ -383,7 +361,9 @@ class Payer:
                     valid_until=grow.valid_until,
                 )
             else:
-                request = self._request("extend", way, channel.payer, channel.payee, channel.channel_id, grow.add)
+                request = self._shared.request(
+                    "extend", way, channel.payer, channel.payee, channel.channel_id, grow.add
+                )
                 chain.extend(connection, request.request_id, key_of(channel), grow.add, grow.valid_until)
 
     def _budget(self, owner: str, platform: str) -> int:
@@ -396,39 +376,22 @@ class Payer:
         )
         return max(held - rooms - self._store.reserving(owner, platform), 0)
 
-    def _request(self, kind: RequestKind, way: Way, payer: str, payee: str, channel_id: str, amount: int) -> Request:
-        owner, peer_id, platform = way
-        request = Request(
-            request_id=str(uuid.uuid4()),
-            owner=owner,
-            kind=kind,
-            peer_id=peer_id,
-            platform=platform,
-            payer=payer,
-            payee=payee,
-            channel_id=channel_id,
-            amount=amount,
-            created_at=int(self._shared.now()),
-        )
-        self._store.save_request(request)
-        return request
-
     def _tend(self, channel: Channel, now: float) -> None:
         """Close what is idle, pay what is due, take back what is over."""
         way = way_of(channel)
-        if channel.name in self._asking | self._looking or self._not_before.get(way, 0) > now:
+        if self._closer.asks(channel) or channel.name in self._looking or self._not_before.get(way, 0) > now:
             return
         if any(r.channel_id == channel.channel_id for r in self._store.open_requests(*way)):
             return
         if channel.name in self._unseen:
             self._start_look(channel, None)
             return
-        may_ask = self._ask_again.get(channel.name, 0) <= now
+        may_ask = self._closer.may_ask(channel)
         half_closed = channel.state == "closing" and channel.close_signature is None
         if self._shared.now_on(channel.platform) > channel.valid_until:
             self._start_look(channel, "settle" if channel.signed > channel.claimed else "release")
         elif may_ask and (half_closed or self._idle(channel)):
-            self._start_closing(channel)
+            self._closer.start(channel)
         elif channel.signed > channel.claimed and self._is_due(channel, now):
             self._start_look(channel, "settle")
 
@@ -439,7 +402,7 @@ class Payer:
         wanted = channel.name not in self._leaving and now < self._rested_at(channel)
         return may_close(
             channel,
-            live=any(cover.lives(now) for cover in self._store.live_covers("Requestor", way)),
+            live=way in self._short or any(cover.lives(now) for cover in self._store.live_covers("Requestor", way)),
             unaccepted=self._shared.unaccepted(way) or self._shared.undelivered(way),
             allocated=wanted and any(a.platform == channel.platform for a in allocations),
         )
@@ -476,9 +439,9 @@ class Payer:
                 chain, connection = self._shared.chains[channel.platform], self._books.db.connection
                 parts = (way_of(channel), channel.payer, channel.payee, channel.channel_id)
                 if then == "release":
-                    chain.release(connection, self._request("release", *parts, 0).request_id, key_of(channel))
+                    chain.release(connection, self._shared.request("release", *parts, 0).request_id, key_of(channel))
                 elif then == "settle" and channel.signed > channel.claimed:
-                    request = self._request("settle", *parts, channel.signed)
+                    request = self._shared.request("settle", *parts, channel.signed)
                     chain.settle(connection, request.request_id, key_of(channel), channel.signed)
             self._blind_s.pop(channel.name, None)
         except LOOK_ERRORS as error:
@@ -494,104 +457,6 @@ class Payer:
             await self._books.clock.sleep(blind_s or LOOK_AGAIN_S[0])
         self._looking.discard(channel.name)
         self._shared.wake()
-
-    # --- closing ---
-
-    def _start_closing(self, channel: Channel) -> None:
-        self._asking.add(channel.name)
-        if channel.state == "open":
-            channel = msgspec.structs.replace(channel, state="closing")
-            with self._books.write():
-                self._store.save(channel)
-        self._shared.tasks.start(self._close(channel), f"close channel {channel.channel_id}")
-
-    async def _close(self, channel: Channel) -> None:
-        """Ask the payee for its word, and close by it; else settle."""
-        delay_s = CLOSE_FIRST_S
-        try:
-            for _ in range(CLOSE_TRIES):
-                try:
-                    signature = await self._ask(channel)
-                except Refused as error:
-                    log.info("%s does not close channel %s: %s", channel.peer_id, channel.channel_id, error)
-                    if error.code == StillOpen.default_code:
-                        self._reopen(channel)
-                        return
-                    break
-                except (PeerFailed, KeyLocked, TimeoutError) as error:
-                    log.info("%s does not answer about channel %s: %s", channel.peer_id, channel.channel_id, error)
-                    await self._books.clock.sleep(delay_s)
-                    delay_s *= 2
-                else:
-                    self._agreed(channel, signature)
-                    return
-            self._give_up(channel)
-        finally:
-            self._asking.discard(channel.name)
-            self._shared.wake()
-
-    async def _ask(self, channel: Channel) -> bytes:
-        message = CloseMessage(
-            issuer=channel.owner,
-            recipient=channel.peer_id,
-            chain_id=channel.chain_id,
-            vault=channel.vault,
-            channel_id=channel.channel_id,
-            amount=str(channel.signed),
-            signature=channel.signature,
-        )
-        request = msgspec.msgpack.encode(seal("close", message, self._books.signer))
-        answer = await self._peers.call(NodeId(channel.peer_id), method_of("close"), request, timeout_s=CLOSE_TIMEOUT_S)
-        try:
-            by = close_signer(vault_of(channel), id_bytes(channel), channel.signed, answer)
-        except BadSignature as error:
-            raise WrongClose(f"the payee's close is not signed: {error.message}") from None
-        if by != channel.payee:
-            raise WrongClose(f"the payee's close is signed by {by}, or for another sum")
-        return answer
-
-    def _agreed(self, channel: Channel, signature: bytes) -> None:
-        with self._books.write():
-            known = self._store.channel(channel) or channel
-            if known.state == "closed":
-                return
-            self._store.save(msgspec.structs.replace(known, close_signature=signature))
-            parts = (way_of(channel), channel.payer, channel.payee, channel.channel_id)
-            request = self._request("close", *parts, channel.signed)
-            self._shared.chains[channel.platform].close(
-                self._books.db.connection, request.request_id, key_of(channel), channel.signed, signature
-            )
-
-    def _reopen(self, channel: Channel) -> None:
-        """The payee has signed nothing, so the channel may go on; it is asked again after a while: soon where the last
-        agreement has just ended, since its own agent may not have heard of that yet."""
-        now = self._shared.now()
-        age_s = now - self._store.last_change("Requestor", way_of(channel))
-        self._ask_again[channel.name] = now + min(max(age_s, CLOSE_FIRST_S), RETRY_S)
-        with self._books.write():
-            known = self._store.channel(channel)
-            if known is not None and known.state == "closing":
-                self._store.save(msgspec.structs.replace(known, state="open"))
-
-    def _give_up(self, channel: Channel) -> None:
-        """The payee does not agree, or is away: pay it now. It is asked again, less and less often, or when it is back;
-        else what is left comes back after the term."""
-        pause_s = self._pauses.get(channel.name, PAUSE_S[0])
-        self._ask_again[channel.name] = self._shared.now() + pause_s
-        self._pauses[channel.name] = min(2 * pause_s, PAUSE_S[1])
-        with self._books.write():
-            self._make_due(channel)
-
-    def _make_due(self, channel: Channel) -> None:
-        now = int(self._shared.now())
-        for target in self._store.open_targets():
-            if way_of_target(target) == way_of(channel) and target.settle_at > now:
-                self._store.save_target(msgspec.structs.replace(target, settle_at=now))
-
-
-def way_of_target(target: Target) -> Way:
-    """Between whom, where."""
-    return target.owner, target.peer_id, target.platform
 
 
 def key_part(channel: Channel) -> KeyPart:

@@ -29,6 +29,9 @@ from shem.terms.amounts import format_amount, parse_amount
 from shem.terms.ids import NodeId
 from shem.wire import payment as wire
 
+MAX_ASKED_AGAIN = 1000
+"""Unanswered documents that are sent again at a start, the newest."""
+
 
 class NotBillable(Refused):
     """This caller provides nothing under that agreement."""
@@ -85,6 +88,17 @@ class ProviderDesk:
     def __init__(self, books: Books) -> None:
         self._books = books
         self._store = books.store
+
+    def start(self) -> None:
+        """Ask again for what is unanswered: the answer may have come when the database was another copy."""
+        with self._books.db.transaction():
+            for document in self._store.unanswered(MAX_ASKED_AGAIN):
+                account = self._account(document)
+                kind, said = document.kind, document.document_id
+                if not self._store.is_posted(document.owner, kind, said, account.peer_id):
+                    self._books.repost(
+                        document.owner, account.peer_id, kind, document.payload, document.signature, said
+                    )
 
     # --- for the agent ---
 

@@ -109,7 +109,20 @@ class RequestorDesk:
             return False
         if known.payload != signed.payload:
             raise DocumentConflict(f"document {message.document_id} is known with other content")
+        self._answer_again(known, message.issuer)
         return True
+
+    def _answer_again(self, document: Document, peer: str) -> None:
+        """A provider that sends what we have accepted has not heard of it, or has forgotten it."""
+        said, owner = document.document_id, document.owner
+        if (
+            document.state not in (State.ACCEPTED, State.SETTLED)
+            or not document.answer
+            or not document.answer_signature
+        ):
+            return
+        if not self._store.is_posted(owner, "acceptance", said, peer):
+            self._books.repost(owner, peer, "acceptance", document.answer, document.answer_signature, said)
 
     def _check(self, message: Billing, amount: int) -> Deal:
         deal = self._books.deal(message.agreement_id, message.recipient)

@@ -179,4 +179,9 @@ drop index payment_transfer_pot;
 create index payment_channel_order_first on payment_channel_order (owner, platform, payer, payee, seq) where done = 0;
 create index payment_channel_order_due on payment_channel_order (settle_at) where done = 0;
 """,
+    # what a provider has sent and has no answer to
+    """
+create index payment_document_unanswered on payment_document (created_at)
+    where state = 'RECEIVED' and role = 'Provider';
+""",
 ]

@@ -301,6 +301,11 @@ class Store:
             settled,
         )
 
+    def unanswered(self, limit: int) -> list[Document]:
+        """A provider's newest documents that the requestor's node has and its agent has not answered."""
+        where = "state = 'RECEIVED' and role = 'Provider' order by created_at desc limit ?"
+        return _DOCUMENTS.find(self._db.connection, where, limit, index="payment_document_unanswered")
+
     def last_accepted(self, agreement_id: str, owner: str) -> Document | None:
         """The document of an agreement that was accepted for the highest total."""
         return _DOCUMENTS.one(
