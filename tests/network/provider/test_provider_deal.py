@@ -112,7 +112,7 @@ async def test_debit_notes_follow_the_interval(world: World) -> None:
 async def test_accepted_notes_keep_an_agreement_alive(world: World) -> None:
     requestor = world.requestor
     async with world.agent(rules=QUICK):
-        rental = await requestor.rent(world.package, **{INTERVAL: 0.3, ACCEPT_TIMEOUT: 0.8, PAYMENT_TIMEOUT: 60})
+        rental = await requestor.rent(world.package, **{INTERVAL: 0.3, ACCEPT_TIMEOUT: 2, PAYMENT_TIMEOUT: 60})
         await rental.open()
         accepted: set[str] = set()
 
@@ -124,7 +124,7 @@ async def test_accepted_notes_keep_an_agreement_alive(world: World) -> None:
                     )
                     await requestor.payment.accept_debit_note(note.debit_note_id, acceptance)
                     accepted.add(note.debit_note_id)
-            return len(accepted) >= 4
+            return len(accepted) >= 8
 
         await until(accept)
         assert await requestor.agreement_state(rental.agreement_id) == "Approved"
@@ -136,18 +136,18 @@ async def test_notes_nobody_accepts_end_the_agreement(world: World) -> None:
     requestor = world.requestor
     async with world.agent(rules=QUICK):
         rental = await requestor.rent(world.package, **{INTERVAL: 0.3, ACCEPT_TIMEOUT: 0.3})
-        await rental.open()
+        await rental.create()
         reason = await requestor.ended(rental.agreement_id)
         assert reason["golem.provider.code"] == "DebitNotesDeadline"
         assert await rental.state() == "Terminated"
-        assert float((await requestor.invoice(rental.agreement_id)).amount) > 0.1
+        assert float((await requestor.invoice(rental.agreement_id)).amount) >= 0.1
 
 
 async def test_notes_nobody_pays_end_the_agreement(world: World) -> None:
     requestor = world.requestor
     async with world.agent(rules=QUICK):
         rental = await requestor.rent(world.package, **{INTERVAL: 0.3, PAYMENT_TIMEOUT: 0.3})
-        await rental.open()
+        await rental.create()
         assert (await requestor.ended(rental.agreement_id))["golem.provider.code"] == "DebitNoteNotPaid"
 
 
@@ -171,9 +171,9 @@ async def test_a_demand_for_one_activity_is_ended_after_it(world: World) -> None
 async def test_an_agreement_expires(world: World) -> None:
     requestor = world.requestor
     async with world.agent(rules=QUICK):
-        soon = int((datetime.now(UTC) + timedelta(seconds=1.5)).timestamp() * 1000)
+        soon = int((datetime.now(UTC) + timedelta(seconds=3)).timestamp() * 1000)
         rental = await requestor.rent(world.package, **{"golem.srv.comp.expiration": soon})
-        await rental.open()
+        await rental.create()
         assert (await requestor.ended(rental.agreement_id))["golem.provider.code"] == "Expired"
         assert await rental.state() == "Terminated"
 
