@@ -623,3 +623,26 @@ async def test_what_was_paid_long_ago_is_found_where_few_blocks_are_searched_at_
     stranger = await bench.vault.look(ChannelKey(PEOPLE[1].address, PEOPLE[2].address, PEOPLE[1].address, 5))
     assert not stranger.opened
     assert len(searched) <= 8, "a name that nobody knows is not worth a search of the whole chain"
+
+
+async def test_a_call_whose_place_was_taken_is_made_anew_in_parts(make: Callable[..., Bench]) -> None:
+    bench = make(rebroadcast_s=0.0)
+    bench.ask("deposit", "d", bench.me, 1000)
+    await bench.steps(6)
+    for place in range(2):
+        bench.reserve(f"r{place}", PEOPLE[place], 10)
+    await bench.steps(1, mine=False)
+    (name, nonce) = bench.payer.db.connection.execute(
+        "select id, nonce from evm_intent where state = 'sent'"
+    ).fetchone()
+    bench.chain.pool.clear()
+    other = Transaction(chain_id=1337, nonce=nonce, max_tip=1, max_fee=10**10, gas=21_000, to=bench.me, value=1)
+    bench.chain.submit(other.sign(bench.payer.identity).raw)
+    bench.chain.mine()
+    await bench.steps(5)
+    assert bench.codes() == ["TxStuck"]
+    assert not any(word.request_id.startswith("r") for word in bench.told)
+    await bench.driver.retry(bench.me, str(name))
+    await bench.steps(7)
+    assert {word.request_id: type(word) for word in bench.final} == {"d": Ended, "r0": Opened, "r1": Opened}
+    assert bench.codes() == []
