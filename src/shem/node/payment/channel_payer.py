@@ -10,6 +10,7 @@ after the term.
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 
 import msgspec
 
@@ -26,6 +27,7 @@ from shem.node.payment.channel_books import (
     waiting_for,
     way_of,
 )
+from shem.node.payment.channel_budgets import Budgets
 from shem.node.payment.channel_closer import Closer, way_of_target
 from shem.node.payment.channel_memory import Memory
 from shem.node.payment.channel_store import Pair, Request, RequestKind, Target, Way
@@ -290,18 +292,21 @@ class Payer:
             self._notice_paid()
             return
         now = self._shared.now()
-        covers = self._store.live_covers("Requestor")
+        live = self._store.live_channels()
+        covers: dict[Way, list[Cover]] = defaultdict(list)
+        for cover in self._store.live_covers("Requestor"):
+            covers[way_of(cover)].append(cover)
         self._not_before = {way: moment for way, moment in self._not_before.items() if moment > now}
         self._short = {way: short for way, short in self._short.items() if short.until > now}
-        for way in dict.fromkeys((*map(way_of, covers), *self._short)):
+        budgets = Budgets(self._books, self._store, live)
+        for way in dict.fromkeys((*covers, *self._short)):
             if way[2] not in self._shared.chains:
                 continue
             try:
-                self._reserve(way, [cover for cover in covers if way_of(cover) == way], now)
+                self._reserve(way, covers.get(way, []), now, budgets)
             except Refused as error:
                 log.error("nothing can be reserved for %s on %s: %s", way[1], way[2], error)
                 self._not_before[way] = now + RETRY_S
-        live = self._store.live_channels()
         for channel in live:
             if channel.role == "Requestor" and channel.platform in self._shared.chains:
                 self._tend(channel, now)
@@ -331,7 +336,7 @@ class Payer:
         moments += [self._rested_at(channel) for channel in live if channel.state == "open"]
         return moments + list(self._not_before.values()) + self._closer.next_moments()
 
-    def _reserve(self, way: Way, covers: list[Cover], now: float) -> None:
+    def _reserve(self, way: Way, covers: list[Cover], now: float, budgets: Budgets) -> None:
         owner, _, platform = way
         pending = self._store.open_requests(*way)
         if any(request.kind in ("reserve", "extend") for request in pending) or self._not_before.get(way, 0) > now:
@@ -343,9 +348,10 @@ class Payer:
         usable = [c for c in channels if c.state == "open" and c.signer == signer and now < c.valid_until - margin_s]
         channel = usable[-1] if usable else None
         asked = 0 if short is None else short.drawn
-        grow = plan(channel, covers, self._budget(owner, platform), now, margin_s, asked)
+        grow = plan(channel, covers, budgets.left(owner, platform), now, margin_s, asked)
         if grow is None:
             return
+        budgets.take(owner, platform, grow.add)
         payer, payee = (covers[0].payer, covers[0].payee) if short is None else (short.payer, short.payee)
         chain, connection = self._shared.chains[platform], self._books.db.connection
         with self._books.write():
@@ -365,16 +371,6 @@ class Payer:
                     "extend", way, channel.payer, channel.payee, channel.channel_id, grow.add
                 )
                 chain.extend(connection, request.request_id, key_of(channel), grow.add, grow.valid_until)
-
-    def _budget(self, owner: str, platform: str) -> int:
-        """What allocations hold that is not reserved for anybody yet."""
-        held = sum(a.remaining for a in self._books.store.active_allocations(owner) if a.platform == platform)
-        rooms = sum(
-            c.room
-            for c in self._store.live_channels()
-            if (c.owner, c.role, c.platform) == (owner, "Requestor", platform)
-        )
-        return max(held - rooms - self._store.reserving(owner, platform), 0)
 
     def _tend(self, channel: Channel, now: float) -> None:
         """Close what is idle, pay what is due, take back what is over."""

@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 
 MAX_SLEEP_S = 3600.0
 MIN_SLEEP_S = 0.05
+RESTS = 9
+MAX_REST_S = 2.0
+"""After a turn it rests for so many times as long as the turn took, at most for so long."""
 SWEEP_S = 3600.0
 _OVER = frozenset({"Terminated", "Expired", "Cancelled", "Rejected"})
 
@@ -100,6 +103,7 @@ class Channels:
         assert self.payer is not None
         assert self.exits is not None
         while True:
+            begun = self._books.clock.monotonic()
             self._wake.clear()
             self.payer.step()
             self.payee.step()
@@ -110,6 +114,8 @@ class Channels:
                 m for m in (*self.payer.next_moment(), *self.payee.next_moment(), *self.exits.next_moment()) if m > now
             ]
             pause_s = min([m - now for m in moments], default=MAX_SLEEP_S)
+            # Every acceptance wakes this, and many channels take their time: what else the node does comes first.
+            await self._books.clock.sleep(min(RESTS * (self._books.clock.monotonic() - begun), MAX_REST_S))
             await self._pause(max(min(pause_s, MAX_SLEEP_S), MIN_SLEEP_S))
 
     def _forget(self) -> None:

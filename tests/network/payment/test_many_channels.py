@@ -1,0 +1,72 @@
+"""A payer with many channels: a turn of its loop costs in proportion to them."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any
+
+from shem.node.payment.channel import Channel, Cover
+
+PLATFORM = "channel-devnet-tglm"
+TGLM = 10**18
+
+
+def add_channels(node: Any, count: int) -> None:
+    """As if so many providers were at work, with half of their cover left."""
+    shared, now = node.payments.channels.shared, int(time.time())
+    vault = shared.chains[PLATFORM].vault
+    with node.db.transaction():
+        for _ in range(count):
+            names = {"owner": node.id, "role": "Requestor", "peer_id": "0x" + secrets.token_hex(20)}
+            parts = names | {"platform": PLATFORM, "payer": node.id, "payee": names["peer_id"]}
+            channel = Channel(
+                **parts,
+                channel_id="0x" + secrets.token_hex(32),
+                signer=node.id,
+                nonce=1,
+                chain_id=vault.chain_id,
+                vault=vault.address,
+                reserved=TGLM // 10,
+                valid_until=now + 90_000,
+                owed=TGLM // 100,
+                signed=TGLM // 100,
+                signature=bytes(65),
+                created_at=now,
+            )
+            shared.store.save(channel)
+            cover = Cover(
+                **parts,
+                agreement_id=secrets.token_hex(32),
+                wanted=TGLM // 10,
+                least=TGLM // 100,
+                ends_at=now + 3600,
+                changed_at=now,
+            )
+            shared.store.save_cover(cover)
+
+
+def work_of_a_turn(node: Any) -> int:
+    """In hundreds of instructions of the database's machine."""
+    done = 0
+
+    def count() -> int:
+        nonlocal done
+        done += 1
+        return 0
+
+    node.db.connection.set_progress_handler(count, 100)
+    node.payments.channels.payer.step()
+    node.db.connection.set_progress_handler(None, 0)
+    return done
+
+
+async def test_a_turn_costs_in_proportion_to_the_channels(tmp_path, open_channels):
+    async with open_channels(tmp_path) as world:
+        alice = world.nodes["alice"]
+        await alice.allocate("50", platform=PLATFORM)
+        add_channels(alice, 20)
+        few = work_of_a_turn(alice)
+        add_channels(alice, 140)
+        many = work_of_a_turn(alice)
+        assert few < many < 12 * few  # eight times as many channels; by the square it would be sixty-four times
