@@ -14,7 +14,7 @@ import pytest
 from shem.cogs.clock import ManualClock
 from shem.errors import Refused
 from shem.node.identity.keys import Identity
-from shem.node.payment.drivers.base import Failure, PaymentOrder
+from shem.node.payment.drivers.base import ChainUnreachable, Failure, PaymentOrder
 from shem.node.payment.drivers.channel import ChannelDriver
 from shem.node.payment.drivers.evm import erc20, vault
 from shem.node.payment.drivers.evm.channels import REFUSALS
@@ -587,6 +587,16 @@ async def test_a_vault_that_was_out_of_the_configuration_hears_what_it_missed(
     assert sorted((word.request_id, type(word)) for word in told) == [("d", Ended), ("r", Opened)]
 
 
+def behind(answer: Callable[[Any], Any], asked: Any) -> Any:
+    """An endpoint that knows the first blocks only, and is asked about later ones."""
+    many = asked if isinstance(asked, list) else [asked]
+    told = answer(many)
+    for one, reply in zip(many, told, strict=True):
+        if one["method"] in ("eth_getLogs", "eth_blockNumber"):
+            reply["result"] = [] if one["method"] == "eth_getLogs" else "0x2"
+    return told if isinstance(asked, list) else told[0]
+
+
 async def test_what_was_paid_long_ago_is_found_where_few_blocks_are_searched_at_a_time(
     make: Callable[..., Bench],
 ) -> None:
@@ -619,6 +629,10 @@ async def test_what_was_paid_long_ago_is_found_where_few_blocks_are_searched_at_
     assert found.paid_tx == next(word.tx_hash for word in bench.final if word.request_id == "c")
     assert max(searched[-4:]) == 100
     assert len(searched) <= 8
+    bench.chain_rpc.answer = lambda asked: behind(answer, asked)
+    with pytest.raises(ChainUnreachable, match="is behind the others"):
+        await bench.vault.look(key)
+    bench.chain_rpc.answer = few
     searched.clear()
     stranger = await bench.vault.look(ChannelKey(PEOPLE[1].address, PEOPLE[2].address, PEOPLE[1].address, 5))
     assert not stranger.opened

@@ -6,7 +6,7 @@ final block and, once the channel is closed, from the events up to that block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -106,15 +106,22 @@ class Eyes:
         return any(isinstance(event, Reserved) and event.key == key for event in found)
 
     async def _logs(self, topics: Sequence[str], since: int, until: int) -> list[_FoundLog]:
-        wanted = {"address": self.vault.address, "topics": topics, "toBlock": hex(until)}
         try:
-            return await self._pool.call("eth_getLogs", [wanted | {"fromBlock": hex(since)}], list[_FoundLog])
+            return await self._logs_in(topics, since, until)
         except RpcRefused:
             if until - since < LOG_BLOCKS[-1]:
                 raise
-        return await self._search(wanted, since, until)
+        return await self._search(topics, since, until)
 
-    async def _search(self, wanted: Mapping[str, object], since: int, until: int) -> list[_FoundLog]:
+    async def _logs_in(self, topics: Sequence[str], since: int, until: int) -> list[_FoundLog]:
+        """An endpoint that has not come as far as ``until`` would leave out the last ones without a word."""
+        wanted = {"address": self.vault.address, "topics": topics, "fromBlock": hex(since), "toBlock": hex(until)}
+        head, found = await self._pool.batch([("eth_blockNumber", []), ("eth_getLogs", [wanted])])
+        if number(read(head, str)) < until:
+            raise ChainUnreachable(f"an endpoint of {self._network.name} is behind the others")
+        return read(found, list[_FoundLog])
+
+    async def _search(self, topics: Sequence[str], since: int, until: int) -> list[_FoundLog]:
         """Piece by piece, the newest first, until there is something: what is later says more. Where nobody knows since
         when to look, one piece must do.
 
@@ -123,9 +130,8 @@ class Eyes:
         sizes = list(LOG_BLOCKS)
         for _ in range(MAX_SEARCHES):
             start = max(since, until - sizes[0] + 1)
-            piece = {**wanted, "fromBlock": hex(start), "toBlock": hex(until)}
             try:
-                found = await self._pool.call("eth_getLogs", [piece], list[_FoundLog])
+                found = await self._logs_in(topics, start, until)
             except RpcRefused:
                 if len(sizes) == 1:
                     raise
