@@ -393,6 +393,7 @@ class SimChain:
         self._node = node
         self._db = node.db
         self._listeners: list[Callable[[ChainWord], None]] = []
+        self.looks = 0
         sim.doors.append(self)
         self._db.migrate(
             "sim",
@@ -492,6 +493,7 @@ class SimChain:
         self._ask(connection, asked)
 
     async def look(self, key: ChannelKey) -> Look:
+        self.looks += 1
         await asyncio.sleep(0.01)
         if self.sim.away:
             raise ChainUnreachable("no endpoint answers")

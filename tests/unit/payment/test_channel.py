@@ -413,7 +413,7 @@ class TwoSides(RuleBasedStateMachine):
     def deliver(self) -> None:
         try:
             self._receive(self.delivered)
-        except (VoucherWrong, VoucherLate):
+        except (VoucherMissing, VoucherWrong, VoucherLate):
             # Only a payer that forgot what it signed, or signs after the end was agreed, is refused.
             assert self.alice_forgot or self.bob.state != "open"
         self.delivered += 1

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import cast
 
@@ -25,7 +26,17 @@ from shem.node.payment.channel import Channel, remember
 from shem.node.payment.channel_books import ChannelBooks, id_bytes, vault_of, waiting_for, way_of
 from shem.node.payment.drivers.evm.vault import voucher_signer
 from shem.node.payment.lifecycle import State
-from shem.node.payment.protocol import AcceptanceMessage, Held, HeldMessage, Peers, Signed, method_of, seal, units
+from shem.node.payment.protocol import (
+    AcceptanceMessage,
+    Held,
+    HeldMessage,
+    KeyPart,
+    Peers,
+    Signed,
+    method_of,
+    seal,
+    units,
+)
 from shem.node.payment.store import Document
 from shem.terms.ids import NodeId
 
@@ -63,7 +74,7 @@ class Memory:
         told = self._asking[channel.name]
         while True:
             known = self._shared.store.channel(channel)
-            if known is None or known.state == "closed":
+            if known is None or (known.state == "closed" and delay_s == most_s):
                 break
             try:
                 held = await self._held(known)
@@ -100,21 +111,15 @@ class Memory:
 
     def _recall(self, channel: Channel, held: Held) -> None:
         """Raises :class:`BadSignature` for what we have not signed."""
-        amount = units(held.amount)
-        if held.signature:
-            by = voucher_signer(vault_of(channel), id_bytes(channel), amount, held.signature)
-            if by != channel.signer:
-                raise BadSignature(f"the voucher is signed by {by}")
-        else:
-            amount = 0
         accepted = [(signed, _acceptance(signed, channel)) for signed in held.acceptances]
+        amount, signature = _highest(channel, held, [message for _, message in accepted])
         with self._books.write():
             known = self._shared.store.channel(channel)
-            if known is None or known.state == "closed":
+            if known is None:
                 return
             explained = sum(self._explain(known, signed, message) for signed, message in accepted)
-            after = remember(known, amount, held.signature, explained)
-            if after == known:
+            after = remember(known, amount, signature, explained)
+            if after == known or known.state == "closed":
                 return
             log.warning(
                 "channel %s: vouchers up to %d were forgotten; acceptances explain %d of them",
@@ -164,6 +169,28 @@ class Memory:
         self._books.store.add_due(account, None, due)
         self._books.db.after_commit(self._books.wake_settler)
         return account
+
+
+def _highest(channel: Channel, held: Held, accepted: Sequence[AcceptanceMessage]) -> tuple[int, bytes]:
+    """The highest voucher of all, and its signature. Raises :class:`BadSignature` for one that is not ours."""
+    found = [(units(held.amount), held.signature)] if held.signature else []
+    parts = [message.voucher for message in accepted if message.voucher is not None]
+    found += [(units(part.amount), part.signature) for part in parts if _is_on(channel, part.key)]
+    amount, signature = max(found, default=(0, b""))
+    if signature:
+        by = voucher_signer(vault_of(channel), id_bytes(channel), amount, signature)
+        if by != channel.signer:
+            raise BadSignature(f"the voucher is signed by {by}")
+    return amount, signature
+
+
+def _is_on(channel: Channel, key: KeyPart) -> bool:
+    return (key.payer, key.payee, key.signer, key.nonce) == (
+        channel.payer,
+        channel.payee,
+        channel.signer,
+        channel.nonce,
+    )
 
 
 def _acceptance(signed: Signed, channel: Channel) -> AcceptanceMessage:
