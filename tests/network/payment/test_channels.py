@@ -193,6 +193,18 @@ async def test_a_payee_that_does_not_answer_is_settled(world, alice, bob, wait, 
     assert channel(alice).state == "closing"  # its rest comes back after the term
 
 
+async def test_a_bill_that_nobody_accepts_does_not_hold_up_what_was_accepted(world, alice, bob, wait, chain):
+    deal, allocation = await start_work(world, alice, bob, wait)
+    note = await bob.bill_note(world.deals.activity(deal), "0.1")
+    alice.accept("debit-note", note, "0.1", allocation)
+    world.deals.tell(deal, "Terminated")
+    await bob.bill(deal, "0.2")  # its program is gone
+    alice.payments.allocations.release(alice.id, allocation)
+    await wait(lambda: alice.state(note) == bob.state(note) == "SETTLED", "the settlement", 30)
+    assert tokens(chain, bob.id) == 100 * TGLM + TGLM // 10
+    assert channel(alice).state == "open"  # for the bill that may still be accepted
+
+
 async def test_one_wallet_is_promised_once_however_it_is_paid(world, alice, bob, wait):
     plain = "erc20-devnet-tglm"
     await start_work(world, alice, bob, wait, budget="60")

@@ -388,7 +388,7 @@ class Payer:
             self._start_look(channel, "settle" if channel.signed > channel.claimed else "release")
         elif may_ask and (half_closed or self._idle(channel)):
             self._closer.start(channel)
-        elif channel.signed > channel.claimed and self._is_due(channel, now):
+        elif channel.signed > channel.claimed and (self._is_due(channel, now) or self._rests(channel, now)):
             self._start_look(channel, "settle")
 
     def _idle(self, channel: Channel) -> bool:
@@ -402,6 +402,12 @@ class Payer:
             unaccepted=self._shared.unaccepted(way) or self._shared.undelivered(way),
             allocated=wanted and any(a.platform == channel.platform for a in allocations),
         )
+
+    def _rests(self, channel: Channel, now: float) -> bool:
+        """Nothing goes on, and yet it does not close: a bill that nobody accepts any more must not hold up what was."""
+        way = way_of(channel)
+        live = way in self._short or any(cover.lives(now) for cover in self._store.live_covers("Requestor", way))
+        return channel.state == "open" and not live and now >= self._rested_at(channel)
 
     def _rested_at(self, channel: Channel) -> float:
         """When a channel has been without work for so long that nothing is expected, allocations or not."""
