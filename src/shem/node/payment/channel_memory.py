@@ -19,7 +19,7 @@ from typing import cast
 import msgspec
 
 from shem.cogs.decoding import DECODE_ERRORS
-from shem.errors import KeyLocked, PeerFailed, Refused
+from shem.errors import KeyLocked, NotFound, PeerFailed, Refused
 from shem.node.identity.signing import BadSignature, verify
 from shem.node.payment import ledger
 from shem.node.payment.channel import Channel, remember
@@ -130,12 +130,18 @@ class Memory:
             self._shared.store.save(after)
 
     def _explain(self, channel: Channel, signed: Signed, message: AcceptanceMessage) -> int:
-        """Take an acceptance of ours back into the books: what it adds."""
+        """Take an acceptance of ours back into the books: what it adds. An agreement that we know nothing of any more was
+        made after the copy, and so was all that is owed for it."""
         store = self._books.store
-        account = store.account(message.agreement_id, channel.owner)
-        if account is None or way_of(channel) != (account.owner, account.peer_id, account.platform):
-            return 0
         total = units(message.accepted)
+        account = store.account(message.agreement_id, channel.owner)
+        if account is None:
+            try:
+                account = self._books.account(self._books.deal(message.agreement_id, channel.owner))
+            except (NotFound, Refused):
+                return total
+        if way_of(channel) != (account.owner, account.peer_id, account.platform):
+            return 0
         grown = max(total - account.accepted, 0)
         document = store.document(message.document_id, channel.owner)
         if not grown:
