@@ -26,7 +26,7 @@ class Cover(Wire):
     least: str | None = None
     accepted: str | None = None
     room: str | None = None
-    """What the requestor may still accept beyond ``accepted``: it is reserved, and no other agreement asks for it."""
+    """What the requestor may still accept beyond ``accepted``: this agreement's part of what is reserved."""
     credit: str | None = None
     """So much may be done beyond that, as this node's owner has decided."""
     until: Timestamp | None = None

@@ -56,7 +56,11 @@ async def test_what_an_agent_is_told_from_the_reserve_to_the_voucher(tmp_path: P
         other = agree(world, alice, bob)
         await bob.payments.admit(bob.id, other)
         await bob.bill_note(activity, "0.03")
-        assert gate(bob).now(bob.id, deal).room == gate(bob).now(bob.id, other).room + 2 * TGLM // 100
+        assert gate(bob).now(bob.id, deal).room == gate(bob).now(bob.id, other).room + TGLM // 100
+        shared = gate(bob).now(bob.id, deal)
+        world.deals.tell(other, "Terminated")  # its bill is still to come …
+        bob.invoice(other, "0")  # … and is nothing
+        assert gate(bob).now(bob.id, deal).room >= 2 * shared.room
         for stranger, agreement in ((alice, deal), (bob, "ab" * 32)):
             with pytest.raises((NotFound, Refused)):
                 gate(stranger).now(stranger.id, agreement)

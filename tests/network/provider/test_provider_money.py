@@ -25,7 +25,7 @@ from shem.provider.config import Rules
 from shem.provider.presets import Preset
 from shem.sdk import Golem, events
 from shem.sdk.hiring import NoProviders
-from shem.terms.amounts import parse_amount
+from shem.terms.amounts import format_amount, parse_amount
 from shem.wire.market import ProposalEvent, ProposalRejectedEvent
 from shem.wire.payment import Acceptance, DebitNote
 from tests.network.provider.conftest import ChainWorld, Rental, until
@@ -264,6 +264,27 @@ async def test_work_stops_when_what_is_reserved_is_used_up_and_all_of_it_is_paid
             reason = await requestor.ended(rental.agreement_id, timeout_s=40)
             assert reason["golem.provider.code"] == "CoverUsedUp"
             assert 5 * 10**17 < await paid(world, rental) <= 9 * 10**17
+
+
+@pytest.mark.slow
+async def test_two_agreements_that_use_up_one_reserve_are_both_paid(tmp_path: Path) -> None:
+    """Neither is noted in between; each has its part of what is reserved, so both bills can be accepted."""
+    rules = Rules(cover_s=4, least_cover_s=3, cover_spare_s=0)
+    async with opened(tmp_path, CHANNEL) as world, world.agent(rules=rules, presets=(TENTH,)):
+        requestor = world.requestor
+        requestor.budget = "1"
+        rentals = [await requestor.rent(world.package, **{INTERVAL: 60}) for _ in range(2)]
+        for rental in rentals:
+            await rental.create()
+        for rental in rentals:
+            assert (await requestor.ended(rental.agreement_id, timeout_s=40))["golem.provider.code"] == "CoverUsedUp"
+        invoices = [await requestor.invoice(rental.agreement_id) for rental in rentals]
+        for invoice in invoices:
+            await requestor.accept(invoice)
+        await requestor.payment.release_allocation(requestor.allocation)
+        total = sum(parse_amount(invoice.amount) for invoice in invoices)
+        assert 6 * 10**17 <= total <= 10**18
+        await until(lambda: world.paid_to(world.bob.id, format_amount(total)), 30)
 
 
 async def test_without_a_note_in_between_no_more_is_billed_than_was_reserved(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import msgspec
 
 from shem.errors import NotFound, PeerFailed
-from shem.node.payment.channel import Cover, lacking, may_be_signed
+from shem.node.payment.channel import PAY_S, Cover, lacking, may_be_signed
 from shem.node.payment.channel_books import ChannelBooks, waiting_for, way_of
+from shem.node.payment.channel_payee import INVOICE_GRACE_S
 
 CALL_WAIT_S = 30.0
 """How long one question of a requestor may wait. Where finality takes longer it asks again."""
@@ -43,7 +44,8 @@ class CoverNow(msgspec.Struct, frozen=True, kw_only=True):
     least: int = 0
     accepted: int = 0
     room: int = 0
-    """What may still be signed beyond that, and is not asked for by other agreements with the same payer."""
+    """What may still be signed beyond that: an equal part for each agreement with the same payer that has started, of what
+    is not asked for already. So no bill of one is too large because of another's."""
     credit: int = 0
     until: float = 0.0
     """After this nothing is signed any more; 0 while there is no channel."""
@@ -93,7 +95,9 @@ class Gate:
                 self._lacking(need),
                 hint="its node reserves from its allocation on this platform: fund it, or make it larger",
             )
-        self._started.add(agreement_id)
+        if agreement_id not in self._started:
+            self._started.add(agreement_id)
+            self._books.pulses.beat((owner, waiting_for(need.peer_id)))  # the others' parts are smaller now
 
     def _patience_s(self, need: Cover) -> float:
         return self._cover_timeout_s or self._shared.chains[need.platform].terms.cover_timeout_s
@@ -123,6 +127,7 @@ class Gate:
             )
         _check_role(need.role, agreement_id)
         now, terms = self._shared.now(), self._shared.chains[need.platform].terms
+        shares = 1 + len(self._others(need, now)) + self._to_be_invoiced(need, now)
         lacks = self._lacking(need) if need.least and agreement_id not in self._started else ""
         channels = self._store.of_way("Provider", way_of(need))
         room, until = may_be_signed(channels, now, self._shared.margin_s(need.platform))
@@ -138,14 +143,30 @@ class Gate:
             wanted=need.wanted,
             least=need.least,
             accepted=0 if account is None else account.accepted,
-            room=max(room - self._asked_by_others(need, now), 0),
-            credit=terms.credit,
+            room=max(room - self._asked_by_others(need, now), 0) // shares,
+            credit=terms.credit // shares,
             until=until,
         )
 
+    def _to_be_invoiced(self, need: Cover, now: float) -> int:
+        """How many agreements have ended just now and not said what they ask for."""
+        count = 0
+        for cover in self._store.covers_since("Provider", way_of(need), now - INVOICE_GRACE_S):
+            if not cover.live and cover.agreement_id != need.agreement_id:
+                account = self._books.store.account(cover.agreement_id, cover.owner)
+                count += account is None or account.invoiced is None
+        return count
+
     def _asked_by_others(self, need: Cover, now: float) -> int:
-        accounts = [self._books.store.account(other.agreement_id, other.owner) for other in self._others(need, now)]
-        return sum(max(account.requested - account.accepted, 0) for account in accounts if account is not None)
+        """What may still be accepted on other agreements, those that ended a short while ago too."""
+        asked = 0
+        for account in self._books.store.asking(*way_of(need)):
+            other = self._store.cover(account.owner, account.agreement_id)
+            if other is None or account.agreement_id == need.agreement_id:
+                continue
+            if other.live or now < other.changed_at + max(other.after_s, PAY_S):
+                asked += account.requested - account.accepted
+        return asked
 
     async def changed(self, owner: str, agreement_id: str, version: str, timeout_s: float) -> CoverNow:
         """As :meth:`now`, waiting up to ``timeout_s`` for another than ``version``."""
