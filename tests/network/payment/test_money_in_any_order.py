@@ -356,14 +356,14 @@ class Money(RuleBasedStateMachine):
 
 
 few = settings(
-    max_examples=25,
+    max_examples=12,
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     print_blob=True,
     phases=(Phase.explicit, Phase.generate),  # making a failing run short takes minutes: its steps are printed
 )
-many = settings(few, max_examples=600, stateful_step_count=40)
+many = settings(few, max_examples=300, stateful_step_count=40)
 
 
 @pytest.fixture(autouse=True)
