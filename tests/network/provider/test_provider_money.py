@@ -176,6 +176,7 @@ async def _more_than(notes: list[DebitNote], count: int) -> bool:
     return len(notes) > count
 
 
+@pytest.mark.slow
 async def test_who_has_not_paid_in_time_gets_nothing_new_until_it_has(tmp_path: Path) -> None:
     rules = msgspec.structs.replace(QUICK, debt_grace_s=0, invoice_due_s=0)
     async with opened(tmp_path, TRANSFER) as world, world.agent(rules=rules, presets=(TENTH,)):
@@ -287,6 +288,7 @@ async def test_two_agreements_that_use_up_one_reserve_are_both_paid(tmp_path: Pa
         await until(lambda: world.paid_to(world.bob.id, format_amount(total)), 30)
 
 
+@pytest.mark.slow
 async def test_without_a_note_in_between_no_more_is_billed_than_was_reserved(tmp_path: Path) -> None:
     """Nothing was accepted when the reserve was used up: a bill above it would not be paid at all."""
     rules = Rules(cover_s=2, least_cover_s=2, cover_spare_s=0)
