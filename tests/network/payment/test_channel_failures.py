@@ -434,6 +434,23 @@ def test_endpoints_that_are_away_for_a_day_are_not_asked_every_second(world: Wor
     all_is_over(world, deal)
 
 
+def test_a_letter_that_waits_for_the_chain_holds_up_no_other(world: World) -> None:
+    """bob cannot see the cover of one acceptance, for as long as the chain is away; a rejection reaches him all the same."""
+    deal, other = Deal(world), Deal(world)
+    late, unwanted = deal.note(5), other.invoice(7)
+    world.vault.away = True
+    world.bob.channels.save(msgspec.structs.replace(channel(world.bob), reserved=0))
+    deal.accept(late)
+    body = wire.Rejection(rejection_reason="BAD_SERVICE", total_amount_accepted="0")
+    world.do(lambda: world.alice.payments.requestor.reject_invoice(world.alice.id, unwanted, body))
+    world.run(600)
+    states = [world.bob.store.document(document, world.bob.id).state for document in (late, unwanted)]
+    assert states == ["RECEIVED", "REJECTED"]
+    world.vault.away = False
+    world.run(300)
+    assert world.bob.store.document(late, world.bob.id).state == "ACCEPTED"
+
+
 # --- two programs on one node
 
 

@@ -184,4 +184,9 @@ create index payment_channel_order_due on payment_channel_order (settle_at) wher
 create index payment_document_unanswered on payment_document (created_at)
     where state = 'RECEIVED' and role = 'Provider';
 """,
+    # what was accepted for how much: decimal integers in text compare by length first
+    """
+create index payment_document_covered on payment_document (owner, agreement_id, length(covered_at), covered_at)
+    where covered_at is not null;
+""",
 ]

@@ -308,13 +308,12 @@ class Store:
 
     def last_accepted(self, agreement_id: str, owner: str) -> Document | None:
         """The document of an agreement that was accepted for the highest total."""
-        return _DOCUMENTS.one(
-            self._db.connection,
-            "owner = ? and agreement_id = ? and state in ('ACCEPTED', 'SETTLED') "
-            "order by length(covered_at) desc, covered_at desc, created_at desc limit 1",
-            owner,
-            agreement_id,
+        where = (
+            "covered_at is not null and owner = ? and agreement_id = ? and state in ('ACCEPTED', 'SETTLED') "
+            "order by length(covered_at) desc, covered_at desc limit 1"
         )
+        found = _DOCUMENTS.find(self._db.connection, where, owner, agreement_id, index="payment_document_covered")
+        return found[0] if found else None
 
     def live_notes(self, activity_id: str, agreement_id: str, owner: str) -> list[Document]:
         """The debit notes of an activity that still ask for their money, lowest first."""
