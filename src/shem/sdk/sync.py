@@ -119,7 +119,8 @@ class Golem(Facade[_golem.Golem]):
     may cost. ``budget_per_provider``: the most that one provider may earn; the work goes on at others. What is written in
     USD is turned into tokens when the session begins, at the price that :mod:`shem.sdk.prices` finds.
 
-    ``platform``: which payment platform (``erc20-polygon-glm`` …; default: the node's first). ``api_url`` and ``app_key``
+    ``platform``: which payment platform (``erc20-polygon-glm``, ``channel-devnet-tglm`` …; default: by channel on the node's
+    first network where that has a vault, else the node's first). ``api_url`` and ``app_key``
     default to ``YAGNA_API_URL`` and ``YAGNA_APPKEY``, and else to this user's own node. ``max_hourly``: offers whose fully
     used hour costs more are passed over. ``progress``: draw a live picture on stderr (default: when it is a terminal, or
     ``SHEM_PROGRESS=always``). ``listener`` gets every :data:`~shem.sdk.events.Event`.
