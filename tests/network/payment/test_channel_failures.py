@@ -14,7 +14,7 @@ from shem.errors import MoneyShort, PeerFailed, Refused
 from shem.node.identity.signing import ORDER
 from shem.node.payment.channel_books import id_bytes, vault_of
 from shem.node.payment.drivers.evm.vault import ChannelKey, voucher_digest
-from shem.node.payment.protocol import AcceptanceMessage, KeyPart, VoucherPart
+from shem.node.payment.protocol import AcceptanceMessage, ChannelMessage, KeyPart, VoucherPart
 from shem.terms.amounts import format_amount
 from shem.wire import payment as wire
 from tests.network.payment.simulation import BLOCK_S, MARGIN_S, PLATFORMS, START, TGLM, Asked, World
@@ -432,6 +432,27 @@ def test_endpoints_that_are_away_for_a_day_are_not_asked_every_second(world: Wor
     world.vault.away = False
     world.run(DAY_S)
     all_is_over(world, deal)
+
+
+def test_news_of_a_channel_said_again_and_again_cost_a_look_each_second(world: World) -> None:
+    Deal(world)
+    held = channel(world.bob)
+    said = ChannelMessage(
+        issuer=world.alice.id,
+        recipient=world.bob.id,
+        platform=held.platform,
+        chain_id=held.chain_id,
+        vault=held.vault,
+        key=KeyPart(payer=held.payer, payee=held.payee, signer=held.signer, nonce=held.nonce),
+        tx_hash="0x1",
+    )
+    world.run(10)
+    before = world.bob.chain.looks
+    for _ in range(200):
+        world.say(world.alice, world.bob, "channel", said)
+        world.run(0.02)
+    world.run(10)
+    assert 2 <= world.bob.chain.looks - before <= 12
 
 
 def test_a_letter_that_waits_for_the_chain_holds_up_no_other(world: World) -> None:

@@ -99,6 +99,8 @@ class Payee:
         self._not_before: dict[str, float] = {}
         self._end_delay_s: dict[str, float] = {}
         self._redeem_s: dict[str, float] = {}
+        self._told: set[str] = set()
+        """Channels whose payers had news while they were looked at."""
         shared.closed = lambda channel: self._count_soon(channel.owner, channel.peer_id, pair_of(channel))
 
     def start(self) -> None:
@@ -154,17 +156,28 @@ class Payee:
             elif channel.role != "Provider" or way_of(channel) != way:
                 raise WrongChannel("that channel is not yours")
             found = channel
-            self._books.db.after_commit(lambda: self._watch(found))
+            self._books.db.after_commit(lambda: self._hear_of(found))
 
-    def _watch(self, channel: Channel) -> None:
+    def _hear_of(self, channel: Channel) -> None:
+        """Its payer says that there is news: look soon, but not at every repeated letter."""
+        if channel.name in self._looking:
+            self._told.add(channel.name)  # the look that is under way may be too early
+            return
+        now = self._shared.now()
+        earliest = max(self._not_before.get(channel.name, now), now)
+        self._not_before[channel.name] = earliest + 1
+        self._watch(channel, earliest - now)
+
+    def _watch(self, channel: Channel, in_s: float = 0.0) -> None:
         if channel.name not in self._looking and not self._books.closed:
             self._looking.add(channel.name)
-            self._shared.tasks.start(self._look_for(channel), f"look for channel {channel.channel_id}")
+            self._shared.tasks.start(self._look_for(channel, in_s), f"look for channel {channel.channel_id}")
 
-    async def _look_for(self, channel: Channel) -> None:
+    async def _look_for(self, channel: Channel, in_s: float) -> None:
         """Until a final block shows news, or for a while."""
         delay_s, most_s = LOOK_AGAIN_S
         try:
+            await self._books.clock.sleep(in_s)
             for _ in range(LOOKS):
                 try:
                     after, _ = await self._shared.look(channel)
@@ -181,6 +194,9 @@ class Payee:
         finally:
             self._looking.discard(channel.name)
             self._shared.wake()
+            if channel.name in self._told:
+                self._told.discard(channel.name)
+                self._hear_of(channel)
 
     # --- vouchers ---
 
