@@ -177,6 +177,23 @@ async def test_when_our_process_is_killed_so_is_the_sandbox(driver, driver_name,
     assert remains(boxes, "".join(slot)) == []
 
 
+async def test_no_process_of_a_sandbox_holds_its_slot(make) -> None:
+    """What was lent to the start of a sandbox ends with it: a slot must be free for sweeping once its agent is dead."""
+    box = await make()
+    if box.slot:
+        lock = str(RUN / f"{box.slot}.lock")
+        assert [pid for pid in os.listdir("/proc") if pid.isdigit() and lock in _open_files(pid)] == [str(os.getpid())]
+
+
+def _open_files(pid: str) -> set[str]:
+    found = set()
+    with suppress(OSError):  # it has ended
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                found.add(str(entry.readlink()))
+    return found
+
+
 def _sleepers(parent: int) -> list[str]:
     wanted = b"sleep\0%d\0" % (1_000_000 + parent)
     return [pid for pid in os.listdir("/proc") if pid.isdigit() and _cmdline(pid) == wanted]

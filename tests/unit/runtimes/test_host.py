@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from shem.runtimes.host.lifetime import Lifetime
 from shem.runtimes.host.process import Watched, call, remove_tree
 from shem.runtimes.host.slots import abandoned_slots, take_slot
 from shem.runtimes.host.watch import DiskWatch, ProcessWatch, descendants, tree_bytes
+from shem.runtimes.oci.runtime import Runtime
 from shem.runtimes.select import DRIVERS, choose_driver
 
 
@@ -223,3 +225,29 @@ def test_slots_of_root_are_none_of_a_users_business() -> None:
         assert list(abandoned_slots()) == []
     finally:
         os.seteuid(0)
+
+
+@pytest.mark.root
+async def test_a_start_that_outlives_its_agent_keeps_its_slot(tmp_path: Path) -> None:
+    """Another agent would sweep the slot before the container is there, and then meet it."""
+    slow = tmp_path / "runtime"
+    slow.write_text("#!/bin/sh\necho begun\nexec sleep 60\n")
+    slow.chmod(0o700)
+    slot = take_slot()
+    number = slot.number
+    channel, theirs = socket.socketpair()
+    channel.setblocking(False)
+    with channel, theirs:
+        start = Runtime("runc", slow, tmp_path).run(f"shem-{number}", tmp_path, theirs, slot.lock_fd)
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+            starting = group.create_task(start)
+            assert await asyncio.get_running_loop().sock_recv(channel, 6) == b"begun\n"
+            slot.release()  # as our own death does
+            other = take_slot()
+            taken = other.number
+            other.release()
+            starting.cancel()
+    assert taken != number
+    again = take_slot()
+    again.release()
+    assert again.number <= number

@@ -1,8 +1,9 @@
 """Places for root's sandboxes: each a range of user ids, a directory for mounts and a name, locked while in use.
 
 A slot is ``/run/shem/<n>``: the uids ``FIRST_UID + n * UIDS`` up, the control group ``/shem/<n>``, the container
-``shem-<n>``. The lock is a ``flock`` and dies with its process, so a slot that has remains but no lock was left by a
-crash, and whoever takes the lock may sweep it. Only root and the slot's own first group can enter the directory.
+``shem-<n>``. The lock is a ``flock`` and dies with its process, and with the children that the lock was lent to. So a slot
+that has remains but no lock was left by a crash, and whoever takes the lock may sweep it: nothing comes up behind the broom.
+Only root and the slot's own first group can enter the directory.
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ class Slot:
     @property
     def directory(self) -> Path:
         return RUN / self.name
+
+    @property
+    def lock_fd(self) -> int:
+        """For a child that still works on the slot when we are killed: inherited, it holds the lock until the child ends."""
+        return self._lock_fd
 
     def make_directory(self) -> None:
         self.directory.mkdir(mode=0o710)

@@ -84,7 +84,7 @@ class OciSandbox:
 
     async def _run(self, theirs: socket.socket) -> None:
         try:
-            self._init = Watched(await self._runtime.run(self._container, self._directory, theirs))
+            self._init = Watched(await self._runtime.run(self._container, self._directory, theirs, self._slot.lock_fd))
         except ProcessLookupError:
             raise SandboxFailed("The sandbox ended while it started") from None
 

@@ -40,13 +40,17 @@ class Runtime:
             shell = ["sh", "-c", _HIDE_V2, "crun"]
             self._command = ["unshare", "--mount", "--propagation", "slave", *shell, str(binary)]
 
-    async def run(self, container: str, bundle: Path, channel: socket.socket) -> int:
-        """Start the container of a bundle in the background, its first process on ``channel``; returns its pid."""
+    async def run(self, container: str, bundle: Path, channel: socket.socket, lock_fd: int) -> int:
+        """Start the container of a bundle in the background, its first process on ``channel``; returns its pid.
+
+        ``lock_fd`` is held until the start has ended, even when we are killed meanwhile: a start that nobody waits for any
+        more still makes its container, which must not meet another's of the same name.
+        """
         log, pid_file = bundle / "runtime.log", bundle / "pid"
         log.unlink(missing_ok=True)
         arguments = ["--log", str(log), "--log-format", "json", "run", "--detach"]
         arguments += ["--bundle", str(bundle), "--pid-file", str(pid_file), container]
-        code = await self._call(arguments, channel.fileno())
+        code = await self._call(arguments, channel.fileno(), (lock_fd,))
         if code:
             raise SandboxFailed(f"{self.name} could not start the sandbox: {_last_error(log) or f'exit {code}'}")
         return int(pid_file.read_text())
@@ -58,7 +62,7 @@ class Runtime:
         finally:
             remove_tree(self._root / container)  # a start that was cut off leaves a state that it cannot read
 
-    async def _call(self, arguments: list[str], channel: int) -> int:
+    async def _call(self, arguments: list[str], channel: int, held: tuple[int, ...] = ()) -> int:
         process = await asyncio.create_subprocess_exec(
             *self._command,
             "--root",
@@ -67,6 +71,7 @@ class Runtime:
             stdin=channel,
             stdout=channel,
             stderr=asyncio.subprocess.DEVNULL,
+            pass_fds=held,
         )
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
