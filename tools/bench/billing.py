@@ -25,11 +25,11 @@ WAIT_S = 120.0
 
 
 async def billing(root: Path) -> dict[str, dict[str, float]]:
-    """Notes per second, and the first activity after an approval: with a channel to open, with one that is open, and where
-    nothing is reserved."""
+    """Notes per second, from issuing to hearing of the acceptance; and the first activity after an approval: with a channel
+    to open, with one that is open, and where nothing is reserved."""
     net = Devnet(root, providers=PROVIDERS)
     notes: dict[str, float] = {}
-    waits: dict[str, list[float]] = {"opening_a_channel": [], "through_an_open_channel": [], "by_transfer": []}
+    waits: dict[str, list[float]] = {"opening_channel": [], "open_channel": [], "transfer": []}
     try:
         await net.start_chain()
         await net.start_node(net.requestor)
@@ -47,7 +47,7 @@ async def billing(root: Path) -> dict[str, dict[str, float]]:
     finally:
         await net.stop()
     medians = {f"{name}_p50_s": round(statistics.median(times), 3) for name, times in waits.items()}
-    return {"notes": notes, "approval to first activity": {**medians, "samples": PROVIDERS}}
+    return {"notes accepted": notes, "first activity": {**medians, "samples": PROVIDERS}}
 
 
 async def _first_activities(requestor: Agent, provider: Agent) -> list[float]:
@@ -76,8 +76,8 @@ async def _notes(requestor: Agent, provider: Agent, platform: str) -> dict[str, 
             agent.cancel()
     await end_deal(requestor, deal)
     return {
-        "issued_sent_accepted_heard_per_s": round(len(times) / took),
-        "latency_p50_ms": round(1000 * statistics.median(times), 1),
+        "per_s": round(len(times) / took),
+        "p50_ms": round(1000 * statistics.median(times), 1),
     }
 
 

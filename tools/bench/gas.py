@@ -37,6 +37,10 @@ DESIGN = {
     "redeem and close 10": 168_075,
     "redeem and close 100": 1_345_980,
     "release 1": 31_532,
+    "transfer to 10 new holders": 289_538,
+    "transfer to 10 holders": 118_646,
+    "transfer to 100 new holders": 2_608_796,
+    "transfer to 100 holders": 899_984,
 }
 """Of the prototype, which had neither closes with the payee's word, nor a longest term, nor locks against re-entry."""
 
