@@ -352,6 +352,26 @@ def test_a_payee_that_was_away_beyond_the_term_is_paid_and_told(world: World) ->
     all_is_over(world, deal)
 
 
+def test_what_came_before_its_notice_is_counted_for_each_agreement_once(world: World) -> None:
+    """bob counts what the channel paid for what he knows; then he hears of an acceptance, and of all payments."""
+    one = Deal(world)
+    two = Deal(world, allocation=one.allocation)
+    one.bill(8)
+    two.bill(32)
+    late = one.note(40)
+    world.line(False)
+    one.accept(late)
+    world.tell(one.deal, "Terminated")
+    world.tell(two.deal, "Terminated")
+    one.release()
+    world.run(DAY_S)
+    assert (one.cents(world.bob), two.cents(world.bob)) == ((8, 8), (32, 32))
+    world.line(True)
+    world.run(DAY_S)
+    all_is_over(world, one, two)
+    assert paid(world) == 72
+
+
 def test_a_payee_whose_payer_says_nothing_counts_what_has_come(world: World) -> None:
     """alice's node settles and closes, and dies before it can say so."""
     deal = Deal(world)

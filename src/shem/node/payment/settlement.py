@@ -348,9 +348,15 @@ class Verifier:
             # By the driver's spelling of the hash: the claim's may differ from another claim's in case only. On whatever
             # platform: a network may go by several names, and a transaction is one chain's only.
             taken = self._store.claimed_on(found.pot or found.tx_hash, claim.payer, claim.payee)
-            if taken + claim.amount > found.amount_units:
-                if found.pot and patient:
+            if found.pot:
+                fitting = self._fitting(claim)
+                if patient and (fitting.amount < claim.amount or taken + claim.amount > found.amount_units):
                     return False
+                if not fitting.parts:
+                    self._refute(claim, "what it says that it paid is paid already, or was never owed")
+                    return True
+                claim = fitting
+            if taken + claim.amount > found.amount_units:
                 self._refute(
                     claim,
                     f"transaction {claim.tx_hash} moved {format_amount(found.amount_units)}, "
@@ -378,6 +384,22 @@ class Verifier:
                 self._books.cover(account)
             self._books.wake(claim.owner, "payment")
             return True
+
+    def _fitting(self, claim: Transfer) -> Transfer:
+        """What it pays of what is owed: of a pot that pays several debts, each gets its own, and only once."""
+        owed: dict[str, int] = {}
+        parts = []
+        for part in claim.parts:
+            account = self._store.account(part.agreement_id, claim.owner)
+            if account is None:
+                continue
+            left = owed.get(part.agreement_id, max(account.accepted - account.settled, 0))
+            units = min(int(part.amount), left)
+            owed[part.agreement_id] = left - units
+            if units:
+                parts.append(msgspec.structs.replace(part, amount=str(units)))
+        amount = sum(int(part.amount) for part in parts)
+        return msgspec.structs.replace(claim, parts=tuple(parts), amount=amount)
 
     def _refute(self, claim: Transfer, why: str) -> None:
         log.warning("%s did not pay what it says (%s): %s", claim.payer_id, claim.payment_id, why)
