@@ -186,6 +186,11 @@ class Money(RuleBasedStateMachine):
             node.db.die_in, node.db.before = commits, before
             self.world.run(seconds)
 
+    @rule(side=sides, seconds=st.sampled_from([-1500.0, -60.0, 0.0, 60.0, 1500.0]))
+    def clock(self, side: str, seconds: float) -> None:
+        """It is wrong by less than half of the margin."""
+        self.node(side).clock.skew_s = seconds
+
     @rule(side=sides)
     def power(self, side: str) -> None:
         self.world.restart(self.node(side))
@@ -290,6 +295,8 @@ class Money(RuleBasedStateMachine):
         """Everybody is there and does what is theirs."""
         world = self.world
         world.faults, world.vault.away = [], False
+        self.clock("alice", 0.0)
+        self.clock("bob", 0.0)
         for node in world.nodes:
             node.db.die_in = None
             if node.db.dead or not node.alive:
