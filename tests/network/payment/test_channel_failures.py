@@ -283,6 +283,25 @@ def test_a_payee_with_an_older_database_is_paid_all_the_same(world: World) -> No
     assert paid(world) == 10
 
 
+def test_a_payee_that_has_forgotten_a_channel_hears_of_it_by_its_vouchers(world: World) -> None:
+    """The copy is from before the channel was opened."""
+    copied = world.bob.db.snapshot()
+    deal = Deal(world)
+    world.bob.db.dead = True
+    world.run(1)
+    world.bob.db.restore(copied)
+    world.restart(world.bob)
+    world.tell(deal.deal, "Approved")  # his market remembers
+    assert world.bob.channels.channels(world.bob.id) == []
+    note = deal.note(5)
+    deal.accept(note)
+    world.run(10)
+    assert (world.bob.store.document(note, world.bob.id).state, channel(world.bob).signed) == ("ACCEPTED", 5 * CENT)
+    deal.end(6)
+    world.run(3600)
+    all_is_over(world, deal)
+
+
 def test_a_close_reminds_a_payee_of_a_voucher_it_has_forgotten(world: World) -> None:
     deal = Deal(world)
     deal.bill(5)

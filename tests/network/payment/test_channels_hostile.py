@@ -107,7 +107,8 @@ async def test_acceptances_without_a_good_voucher_change_nothing(world, bob, mal
     # the control
     await say(mallory, bob, "acceptance", accepted(mallory, bob, deal, note, amount, voucher(amount)))
     await say(mallory, bob, "acceptance", accepted(mallory, bob, deal, note, amount, voucher(amount)))
-    assert (bob.state(note), channel(bob).signed, channel(bob).owed) == ("ACCEPTED", amount, amount)
+    after = bob.payments.channels.shared.store.channel(held)
+    assert (bob.state(note), after.signed, after.owed) == ("ACCEPTED", amount, amount)
 
 
 async def test_announced_channels_count_only_as_the_chain_has_them(world, alice, bob, mallory):

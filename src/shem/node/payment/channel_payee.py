@@ -128,35 +128,42 @@ class Payee:
         if (message.key.payer, message.key.payee) not in {(cover.payer, cover.payee) for cover in agreed}:
             raise WrongChannel("the channel is not between the agreement's two addresses")
         key = ChannelKey(message.key.payer, message.key.payee, message.key.signer, message.key.nonce)
-        channel_id = "0x" + key.id.hex()
         with self._books.write():
-            channel = self._store.channel_at(owner, chain.vault.chain_id, chain.vault.address, channel_id)
-            if channel is None:
-                if self._store.is_forgotten(owner, chain.vault, key):
-                    raise WrongChannel("that channel was over long ago")
-                known, unseen = self._store.known_of(owner, message.issuer)
-                if known >= MAX_CHANNELS or unseen >= MAX_UNSEEN:
-                    raise WrongChannel(f"{known} channels between us are open already, {unseen} of them nowhere")
-                channel = Channel(
-                    owner=owner,
-                    channel_id=channel_id,
-                    role="Provider",
-                    peer_id=message.issuer,
-                    platform=message.platform,
-                    payer=key.payer,
-                    payee=key.payee,
-                    signer=key.signer,
-                    nonce=key.nonce,
-                    chain_id=message.chain_id,
-                    vault=message.vault,
-                    opened_tx=message.tx_hash,
-                    created_at=int(self._shared.now()),
-                )
-                self._store.save(channel)
-            elif channel.role != "Provider" or way_of(channel) != way:
-                raise WrongChannel("that channel is not yours")
-            found = channel
+            found = self._note(way, key, message.tx_hash)
             self._books.db.after_commit(lambda: self._hear_of(found))
+
+    def _note(self, way: Way, key: ChannelKey, tx_hash: str) -> Channel:
+        """The row of a channel that somebody names. Raises :class:`WrongChannel`."""
+        owner, peer_id, platform = way
+        vault = self._shared.chains[platform].vault
+        channel_id = "0x" + key.id.hex()
+        channel = self._store.channel_at(owner, vault.chain_id, vault.address, channel_id)
+        if channel is not None:
+            if channel.role != "Provider" or way_of(channel) != way:
+                raise WrongChannel("that channel is not yours")
+            return channel
+        if self._store.is_forgotten(owner, vault, key):
+            raise WrongChannel("that channel was over long ago")
+        known, unseen = self._store.known_of(owner, peer_id)
+        if known >= MAX_CHANNELS or unseen >= MAX_UNSEEN:
+            raise WrongChannel(f"{known} channels between us are open already, {unseen} of them nowhere")
+        channel = Channel(
+            owner=owner,
+            channel_id=channel_id,
+            role="Provider",
+            peer_id=peer_id,
+            platform=platform,
+            payer=key.payer,
+            payee=key.payee,
+            signer=key.signer,
+            nonce=key.nonce,
+            chain_id=vault.chain_id,
+            vault=vault.address,
+            opened_tx=tx_hash,
+            created_at=int(self._shared.now()),
+        )
+        self._store.save(channel)
+        return channel
 
     def _hear_of(self, channel: Channel) -> None:
         """Its payer says that there is news: look soon, but not at every repeated letter."""
@@ -214,7 +221,11 @@ class Payee:
         channel = self._shared.channel_of(account.owner, account.platform, "0x" + key.id.hex())
         if (key.payer, key.payee) != (account.payer, account.payee):
             raise VoucherWrong("the voucher's channel is not between the agreement's two addresses")
-        if channel is None or way_of(channel) != (account.owner, account.peer_id, account.platform):
+        way = (account.owner, account.peer_id, account.platform)
+        if channel is None or way_of(channel) != way:
+            # We may have forgotten its announcement. What is refused changes nothing: it is noted by itself.
+            if not self._books.closed:
+                self._shared.tasks.start(self._note_later(way, key), f"note a channel of {account.peer_id}")
             raise CoverNotSeen("the voucher's channel was not announced yet")
         amount = units(part.amount)
         try:
@@ -243,6 +254,15 @@ class Payee:
         await self._books.clock.sleep(COUNT_AFTER_S)
         if self._store.claimed("Provider", pair) > self._books.store.claimed_on(pot_of(*pair[1:]), *pair[2:]):
             self.count_later(owner, peer_id, pair)
+
+    async def _note_later(self, way: Way, key: ChannelKey) -> None:
+        try:
+            with self._books.write():
+                found = self._note(way, key, "")
+        except WrongChannel as error:
+            log.info("a voucher of %s names a channel that is none: %s", way[1], error)
+        else:
+            self._hear_of(found)
 
     def count_later(self, owner: str, peer_id: str, pair: Pair) -> None:
         """What came that no notice of the payer's accounts for, and none that is still looked into is going to."""
