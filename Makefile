@@ -25,10 +25,10 @@ devnet: setup system ## a network on this machine, until Ctrl-C
 	@.venv/bin/shem devnet run
 
 test: setup system  ## the tests (under 5 minutes)
-	$(PY) -m pytest -n 2 --dist loadgroup
+	$(PY) -m pytest -n 2
 
 test-all: setup system ## the slow suites too
-	$(PY) -m pytest -n 2 --dist loadgroup -m "slow or not slow" --timeout 900
+	$(PY) -m pytest -n 2 -m "slow or not slow" --timeout 900
 
 interop: setup system ## Golem's own clients and daemon, from their registries, against a network of ours; payments on anvil
 	@tools/interop.sh

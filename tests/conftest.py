@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+
+DEVNET = "tests/e2e/"
+ALONE = frozenset(
+    f"{DEVNET}test_{name}.py" for name in ("bad_luck", "cli_alone", "devnet_parts", "keys", "money_kills", "yagna")
+)
+"""Files there that have no part in the network that the others share."""
 
 RECURSION_LIMIT = 1000
 
@@ -26,11 +33,24 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs root: it makes users, cgroups or loop mounts")
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """With several workers (``-n 2``): a file stays together, and so do all that share the one devnet, on one worker."""
+    config.option.loadscopereorder = False  # the order is ours
+    return _ByPlace(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers (``-n 2``): a file stays together, and so do all that share the one devnet, which go first."""
-    whole = Path(__file__).parent / "e2e"
-    for item in items:
-        shared = whole in item.path.parents
-        item.add_marker(pytest.mark.xdist_group("e2e" if shared else str(item.path)))
-    items.sort(key=lambda item: whole not in item.path.parents)
+    """What waits most goes first: others use the processors meanwhile, and nothing long is left for the end."""
+    items.sort(key=lambda item: _rank(item.nodeid))
+
+
+class _ByPlace(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return DEVNET if file.startswith(DEVNET) and file not in ALONE else file
+
+
+def _rank(nodeid: str) -> int:
+    file = nodeid.partition("::")[0]
+    return 2 - file.startswith(DEVNET) - (file.startswith(DEVNET) and file not in ALONE)

@@ -57,15 +57,19 @@ async def registry(image: Path) -> AsyncIterator[Registry]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def net(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> AsyncIterator[Devnet]:
+    """The network that most share. Nothing may be left on it that outlives its test: an agreement, a bill, a dead node."""
+    async with network(tmp_path_factory.mktemp("devnet"), registry) as made:
+        yield made
+
+
+def network(root: Path, registry: Registry) -> Devnet:
     """A chain, a requestor node and three providers, who start for a reserve that suits the small budgets of tests."""
-    options = ("--insecure-registry", registry.host)
-    network = Devnet(tmp_path_factory.mktemp("devnet"), providers=3, provider_options=options)
-    for provider in network.providers:
+    made = Devnet(root, providers=3, provider_options=("--insecure-registry", registry.host))
+    for provider in made.providers:
         settings = provider.data_dir / "agent" / "provider.toml"
         settings.parent.mkdir(parents=True)
         settings.write_text("[rules]\nleast_cover_s = 1\ncover_spare_s = 0.0\n")
-    async with network:
-        yield network
+    return made
 
 
 @pytest.fixture

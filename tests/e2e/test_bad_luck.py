@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from shem.errors import ShemError
 from shem.sdk import CommandFailed, Golem, Rental, events
 from shem.testing.devnet import Devnet
 from shem.testing.small_image import make_small_image
-from tests.e2e.conftest import Registry, session, until
+from tests.e2e.conftest import Registry, network, session, until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def net(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> AsyncIterator[Devnet]:
+    """A network of its own: a dead provider's last bill comes when nobody is there to accept it, and stays."""
+    async with network(tmp_path_factory.mktemp("unlucky"), registry) as made:
+        yield made
 
 
 async def _nothing(machine: Rental, _: int) -> None:
