@@ -205,6 +205,21 @@ async def test_a_bill_that_nobody_accepts_does_not_hold_up_what_was_accepted(wor
     assert channel(alice).state == "open"  # for the bill that may still be accepted
 
 
+async def test_a_bill_that_nobody_accepts_takes_nothing_from_the_next_programs_budget(open_channels, tmp_path, wait):
+    """What lies idle for the one provider is more than the next allocation holds, and the next provider starts all the same."""
+    async with open_channels(tmp_path) as world:
+        alice, bob, carol = world.nodes["alice"], world.nodes["bob"], await world.add("carol")
+        deal, allocation = await start_work(world, alice, bob, wait)
+        await bob.bill_note(world.deals.activity(deal), "0.1")
+        world.deals.tell(deal, "Terminated")
+        await bob.bill(deal, "0.2")  # its program is gone
+        alice.payments.allocations.release(alice.id, allocation)
+        idle = channel(alice)
+        assert (idle.state, idle.room) == ("open", 6 * TGLM // 10)
+        _, allocation = await start_work(world, alice, carol, wait, budget="0.3")
+        assert channel(carol).reserved == 15 * TGLM // 100
+
+
 async def test_one_wallet_is_promised_once_however_it_is_paid(world, alice, bob, wait):
     plain = "erc20-devnet-tglm"
     await start_work(world, alice, bob, wait, budget="60")

@@ -298,7 +298,7 @@ class Payer:
             covers[way_of(cover)].append(cover)
         self._not_before = {way: moment for way, moment in self._not_before.items() if moment > now}
         self._short = {way: short for way, short in self._short.items() if short.until > now}
-        budgets = Budgets(self._books, self._store, live)
+        budgets = Budgets(self._books, self._store, live, lambda channel: self._rests(channel, now))
         for way in dict.fromkeys((*covers, *self._short)):
             if way[2] not in self._shared.chains:
                 continue
