@@ -3,6 +3,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 STAMP := .venv/.ready
+# Dozens of processes start in a run: none should compile the same modules again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup system demo devnet test test-all interop check bench format lock sync clean
 

@@ -32,5 +32,5 @@ if [ ! -x .venv/bin/python ]; then
   fi
 fi
 [ -x .venv/bin/uv ] || .venv/bin/python -m pip install -q --disable-pip-version-check -r requirements/uv.txt
-.venv/bin/uv pip sync -q --python .venv/bin/python --allow-empty-requirements requirements/uv.txt requirements/dev.txt
+.venv/bin/uv pip sync -q --compile-bytecode --python .venv/bin/python --allow-empty-requirements requirements/uv.txt requirements/dev.txt
 .venv/bin/uv pip install -q --python .venv/bin/python --no-deps -e .
