@@ -3,6 +3,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 STAMP := .venv/.ready
+# Most tests wait more than they compute: on two processors four workers take two thirds of the time that two take.
+WORKERS ?= 4
 # Dozens of processes start in a run: none should compile the same modules again.
 export PYTHONDONTWRITEBYTECODE :=
 
@@ -27,7 +29,7 @@ devnet: setup system ## a network on this machine, until Ctrl-C
 	@.venv/bin/shem devnet run
 
 test: setup system  ## the tests (under 5 minutes)
-	$(PY) -m pytest -n 2
+	$(PY) -m pytest -n $(WORKERS)
 
 test-all: setup system ## the slow suites too
 	$(PY) -m pytest -n 2 -m "slow or not slow" --timeout 900
