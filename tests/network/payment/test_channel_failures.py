@@ -404,6 +404,21 @@ def test_a_payee_whose_payer_says_nothing_counts_what_has_come(world: World) -> 
     assert deal.cents(world.bob) == (7, 7)
 
 
+def test_a_bill_that_nobody_accepts_keeps_its_channel_for_ten_minutes(world: World) -> None:
+    """Its program is gone. What is reserved comes back long before the term, and without anything that happens."""
+    deal = Deal(world)
+    deal.bill(5)
+    world.tell(deal.deal, "Terminated")
+    deal.invoice(9)
+    deal.release()
+    world.run(500)
+    assert (paid(world), channel(world.alice).state) == (5, "open")
+    world.run(200)
+    assert (channel(world.alice).state, channel(world.bob).state) == ("closed", "closed")
+    assert world.vault.final.channels == {}
+    assert (deal.cents(world.alice), deal.cents(world.bob)) == ((5, 5), (5, 5))
+
+
 # --- the chain
 
 

@@ -62,13 +62,19 @@ class ChannelBooks:
         return self.chains[platform].margin_s
 
     def unaccepted(self, way: Way) -> bool:
-        """Whether documents between the two ask for money that is not accepted, and may be yet: some never are."""
-        now = self.now()
+        """Whether documents between the two ask for money that is not accepted, and may be yet."""
+        return self.now() < self.unaccepted_until(way)
+
+    def unaccepted_until(self, way: Way) -> float:
+        """When such documents have waited so long that nobody is taken to accept them any more, Unix seconds; zero if there
+        are none."""
+        until = 0.0
         for account in self.books.store.asking(*way):
             cover = self.store.cover(account.owner, account.agreement_id)
-            if cover is not None and (cover.lives(now) or now < cover.changed_at + max(cover.after_s, PAY_S)):
-                return True
-        return False
+            if cover is not None:
+                ended_at = max(cover.ends_at, cover.changed_at) if cover.live else cover.changed_at
+                until = max(until, ended_at + max(cover.after_s, PAY_S))
+        return until
 
     def undelivered(self, way: Way) -> bool:
         """Whether the peer has not yet heard of something that was accepted, or of the channel itself."""

@@ -333,7 +333,9 @@ class Payer:
         moments = [] if settle_at is None else [float(settle_at)]
         live = [c for c in self._store.live_channels() if c.role == "Requestor" and c.platform in self._shared.chains]
         moments += [float(channel.valid_until + 1) for channel in live]
-        moments += [self._rested_at(channel) for channel in live if channel.state == "open"]
+        for channel in live:
+            if channel.state == "open":
+                moments += (self._rested_at(channel), self._shared.unaccepted_until(way_of(channel)))
         return moments + list(self._not_before.values()) + self._closer.next_moments()
 
     def _reserve(self, way: Way, covers: list[Cover], now: float, budgets: Budgets) -> None:
