@@ -9,7 +9,7 @@ for program in yapapi golem-core golem-node; do
   wanted=requirements/interop-$program.txt place=.interop/$program
   cmp -s "$wanted" "$place/.ready" && continue
   rm -rf "$place"
-  if .venv/bin/uv venv -q --python .venv/bin/python "$place" && .venv/bin/uv pip sync -q --python "$place/bin/python" "$wanted"; then
+  if .venv/bin/uv venv -q --python .venv/bin/python "$place" && .venv/bin/uv pip sync -q --compile-bytecode --python "$place/bin/python" "$wanted"; then
     cp "$wanted" "$place/.ready"
   else
     echo "$program could not be installed: what needs it is skipped" >&2
