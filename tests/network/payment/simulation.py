@@ -433,6 +433,10 @@ class SimChain:
             for listener in self._listeners:
                 listener(word)
 
+    def unmined(self, payer: str, *kinds: str) -> int:
+        waiting = [asked for asked in self.waiting() if asked.request_id not in self.sim.mined]
+        return sum(asked.amount for asked in waiting if asked.key.payer == payer and asked.kind in kinds)
+
     def _ask(self, connection: sqlite3.Connection, asked: Asked) -> None:
         connection.execute(
             "insert or ignore into sim_request (request_id, body, open) values (?, ?, 1)",

@@ -488,10 +488,9 @@ def test_endpoints_that_are_away_for_a_day_are_not_asked_every_second(world: Wor
     all_is_over(world, deal)
 
 
-def test_news_of_a_channel_said_again_and_again_cost_a_look_each_second(world: World) -> None:
-    Deal(world)
-    held = channel(world.bob)
-    said = ChannelMessage(
+def news_of(world: World, held: Any) -> ChannelMessage:
+    """What alice says of a channel whenever she likes."""
+    return ChannelMessage(
         issuer=world.alice.id,
         recipient=world.bob.id,
         platform=held.platform,
@@ -500,6 +499,11 @@ def test_news_of_a_channel_said_again_and_again_cost_a_look_each_second(world: W
         key=KeyPart(payer=held.payer, payee=held.payee, signer=held.signer, nonce=held.nonce),
         tx_hash="0x1",
     )
+
+
+def test_news_of_a_channel_said_again_and_again_cost_a_look_each_second(world: World) -> None:
+    Deal(world)
+    said = news_of(world, channel(world.bob))
     world.run(10)
     before = world.bob.chain.looks
     for _ in range(200):
@@ -507,6 +511,35 @@ def test_news_of_a_channel_said_again_and_again_cost_a_look_each_second(world: W
         world.run(0.02)
     world.run(10)
     assert 2 <= world.bob.chain.looks - before <= 12
+
+
+def test_a_payer_cannot_keep_its_payee_from_collecting_by_news_of_the_channel(world: World) -> None:
+    """So that it could take everything back when the term is over."""
+    deal = Deal(world)
+    deal.bill(7)
+    held = channel(world.bob)
+    world.alice.db.dead = True  # whoever has her key says news and pays nothing
+    world.run(held.valid_until - MARGIN_S - START.timestamp() - world.loop.passed_s - 5)
+    for _ in range(100):
+        world.say(world.alice, world.bob, "channel", news_of(world, held))
+        world.run(0.4)
+    assert world.vault.latest.wallets[world.bob.id] == 7 * CENT
+
+
+def test_a_payer_cannot_hold_up_its_payees_exit_by_news_of_the_channel(world: World) -> None:
+    Deal(world)
+    held = channel(world.bob)
+    exits = world.bob.payments.treasury.exits
+    assert exits is not None
+    for _ in range(3):
+        world.say(world.alice, world.bob, "channel", news_of(world, held))
+    begun = world.do(lambda: exits.begin(world.bob.id, held.platform, world.bob.id, force=True))
+    for _ in range(100):
+        world.say(world.alice, world.bob, "channel", news_of(world, held))
+        world.run(0.4)
+    found = exits.get(world.bob.id, begun.exit_id)
+    assert found is not None
+    assert found.state == "done"
 
 
 def test_a_letter_that_waits_for_the_chain_holds_up_no_other(world: World) -> None:

@@ -98,6 +98,10 @@ class Payee:
         self._looking: set[str] = set()
         self._not_before: dict[str, float] = {}
         self._end_delay_s: dict[str, float] = {}
+        self._redeeming: set[str] = set()
+        self._redeem_at: dict[str, float] = {}
+        """When a redemption may be tried again. Apart from looks, which a payer brings about as often as it likes: else its
+        letters could keep us from collecting until the term is over."""
         self._redeem_s: dict[str, float] = {}
         self._told: set[str] = set()
         """Channels whose payers had news while they were looked at."""
@@ -341,16 +345,15 @@ class Payee:
         """Collect what would be lost."""
         now = self._shared.now()
         self._not_before = {name: moment for name, moment in self._not_before.items() if moment > now}
+        self._redeem_at = {name: moment for name, moment in self._redeem_at.items() if moment > now}
         for channel in self._store.live_channels():
             if channel.role != "Provider" or channel.platform not in self._shared.chains:
                 continue
             moment = redeem_moment(channel, self._shared.margin_s(channel.platform))
             busy = channel.name in self._looking or self._not_before.get(channel.name, 0) > now
-            under_way = any(r.channel_id == channel.channel_id for r in self._store.open_requests(*way_of(channel)))
             due = moment is not None and moment <= self._shared.now_on(channel.platform)
-            if due and not busy and not under_way:
-                self._looking.add(channel.name)
-                self._shared.tasks.start(self._redeem(channel), f"redeem channel {channel.channel_id}")
+            if due and channel.name not in self._redeem_at and not self.acts(channel):
+                self._start_redeem(channel)
             elif self._seems_over(channel) and not busy:
                 self._looking.add(channel.name)
                 self._shared.tasks.start(self._look_at_end(channel), f"see channel {channel.channel_id} closed")
@@ -384,26 +387,29 @@ class Payee:
             self._shared.wake()
 
     def acts(self, channel: Channel) -> bool:
-        """Whether it is being looked at, or collected from."""
+        """Whether it is being collected from."""
         requests = self._store.open_requests(*way_of(channel))
-        return channel.name in self._looking or any(r.channel_id == channel.channel_id for r in requests)
+        return channel.name in self._redeeming or any(r.channel_id == channel.channel_id for r in requests)
 
     def collect(self, channel: Channel) -> None:
         """Redeem what is held now, without waiting for its payer or the end of the term."""
         if not self.acts(channel):
-            self._looking.add(channel.name)
-            self._shared.tasks.start(self._redeem(channel), f"redeem channel {channel.channel_id}")
+            self._start_redeem(channel)
+
+    def _start_redeem(self, channel: Channel) -> None:
+        self._redeeming.add(channel.name)
+        self._shared.tasks.start(self._redeem(channel), f"redeem channel {channel.channel_id}")
 
     def next_moment(self) -> list[float]:
         """When time alone asks for another turn."""
         live = [c for c in self._store.live_channels() if c.role == "Provider" and c.platform in self._shared.chains]
         moments = [redeem_moment(c, self._shared.margin_s(c.platform)) or float(c.valid_until + 1) for c in live]
-        return moments + list(self._not_before.values())
+        return moments + list(self._not_before.values()) + list(self._redeem_at.values())
 
     async def _redeem(self, channel: Channel) -> None:
         """The payer may have paid meanwhile: see first."""
         try:
-            self._not_before[channel.name] = self._shared.now() + self._redeem_s.get(channel.name, RETRY_S[0])
+            self._redeem_at[channel.name] = self._shared.now() + self._redeem_s.get(channel.name, RETRY_S[0])
             self._redeem_s[channel.name] = min(2 * self._redeem_s.get(channel.name, RETRY_S[0]), RETRY_S[1])
             channel, seen = await self._shared.look(channel)
             self._redeem_s.pop(channel.name, None)
@@ -425,7 +431,7 @@ class Payee:
         except LOOK_ERRORS as error:
             log.info("channel %s cannot be looked at now: %s", channel.channel_id, error)
         finally:
-            self._looking.discard(channel.name)
+            self._redeeming.discard(channel.name)
             self._shared.wake()
 
     def on_word(self, request: Request, word: ChainWord) -> None:
