@@ -104,7 +104,7 @@ class Bill:
         """How many it is for, with what was billed before."""
         document = self.document
         if isinstance(document, Invoice):
-            return len(document.activity_ids)
+            return len(set(document.activity_ids))  # named twice, it is one all the same
         return len({*self.account.billed, document.activity_id})
 
 
