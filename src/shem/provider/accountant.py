@@ -7,16 +7,20 @@ retry after a lost answer, a restart) is given the one that exists.
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from shem.client.payment import PaymentApi
 from shem.cogs.clock import Clock
 from shem.errors import Conflict, Gone, NotFound, PeerFailed, Refused
 from shem.provider.billing import Bill, SendNote
 from shem.terms.amounts import format_amount
-from shem.wire.payment import Invoice, NewDebitNote, NewInvoice
+from shem.wire.payment import DebitNote, Invoice, NewDebitNote, NewInvoice
 
 log = logging.getLogger(__name__)
+
+D = TypeVar("D", DebitNote, Invoice)
 
 _SEND_WAIT_S = 5.0
 _FIRST_RETRY_S = 0.5
@@ -84,13 +88,17 @@ class Accountant:
 
     async def invoiced(self, since: datetime) -> dict[str, Invoice]:
         """Invoices issued since then, by agreement."""
-        found = await self._payment.invoices(after=since - _SKEW)
+        found = await self.invoices(since)
         return {invoice.agreement_id: invoice for invoice in found if invoice.status != "CANCELLED"}
+
+    async def invoices(self, since: datetime) -> list[Invoice]:
+        """All that were issued since then, oldest first."""
+        return [invoice async for invoice in _all(self._payment.invoices, since - _SKEW)]
 
     async def asked_before(self, agreement_id: str, since: datetime) -> dict[str, str]:
         """The highest total (a decimal string) that was asked for each activity of the agreement."""
         asked: dict[str, str] = {}
-        for note in await self._payment.debit_notes(after=since - _SKEW):
+        async for note in _all(self._payment.debit_notes, since - _SKEW):
             if note.agreement_id == agreement_id and note.status != "CANCELLED":
                 asked[note.activity_id] = note.total_amount_due  # oldest first, and totals only grow
         return asked
@@ -121,3 +129,13 @@ class Accountant:
             if getattr(error, "code", "") == "node_unreachable":
                 raise
             log.info("invoice %s is on its way: %s", invoice.invoice_id, error)  # the node goes on trying
+
+
+async def _all(ask: Callable[..., Awaitable[list[D]]], after: datetime) -> AsyncIterator[D]:
+    """All there are, oldest first: the node hands out so many at a time."""
+    while found := await ask(after=after):
+        for document in found:
+            yield document
+        if found[-1].timestamp <= after:
+            return  # a node that does not heed ``after`` has said all it says
+        after = found[-1].timestamp

@@ -152,7 +152,7 @@ class ProviderAgent:
         )
         since = self._clock.now() - _SKEW
         await recover(self._desk, config.rules)
-        self._debtors.note(await self._payment.invoices(after=since - LOOK_BACK))
+        self._debtors.note(await self._desk.accountant.invoices(since - LOOK_BACK))
         self._shop = self._build_shop(self._build_offers(chosen, accounts), self._capacity)
         for name, loop in {
             "activities": self._follow_activities(since),

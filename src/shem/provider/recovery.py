@@ -9,7 +9,7 @@ last counters of every activity) is billed. Everything here may be repeated: it 
 from __future__ import annotations
 
 import logging
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from shem.client.activity import ActivityApi
 from shem.errors import Refused, ShemError
@@ -66,7 +66,7 @@ async def _close(desk: Desk, rules: Rules, entry: AgreementEntry) -> bool:
         log.error("agreement %s cannot be billed: %s", agreement_id, error)
         return False
     bill = Bill(terms, began)
-    await _end_activities(desk, agreement_id, bill)
+    await _end_activities(desk, agreement_id, bill, began)
     if agreement.state == "Approved":
         await terminate(desk.market, agreement_id, EndAgreement(code=SHUTDOWN, message=WHY))
     await _send_final_notes(desk, desk.accountant, agreement_id, bill)
@@ -74,7 +74,7 @@ async def _close(desk: Desk, rules: Rules, entry: AgreementEntry) -> bool:
     return True
 
 
-async def _end_activities(desk: Desk, agreement_id: str, bill: Bill) -> None:
+async def _end_activities(desk: Desk, agreement_id: str, bill: Bill, began: datetime) -> None:
     now = desk.clock.now()
     for activity_id in await ActivityApi(desk.http).of_agreement(agreement_id):
         bill.activity_began(activity_id, now)
@@ -87,7 +87,7 @@ async def _end_activities(desk: Desk, agreement_id: str, bill: Bill) -> None:
         except ShemError as error:
             log.warning("activity %s: %s", activity_id, error)
         bill.activity_ended(activity_id, now)
-    for activity_id, amount in (await desk.accountant.asked_before(agreement_id, now - LOOK_BACK)).items():
+    for activity_id, amount in (await desk.accountant.asked_before(agreement_id, began)).items():
         if activity_id in bill.activity_ids:
             bill.note_asked_before(activity_id, parse_amount(amount))
 
