@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from shem.cogs.clock import ManualClock
-from shem.node.payment.drivers.base import ChainUnreachable, NotFinalYet, Settlement
+from shem.node.payment.drivers.base import ChainUnreachable, NotFinalYet, PaymentNotFound, Settlement
 from shem.node.payment.drivers.evm.manager import STRANGE_LOOKS
 from shem.testing.devchain.chain import Chain
 from shem.testing.devchain.node import DevChain
@@ -132,6 +132,107 @@ async def test_a_second_endpoint_that_is_behind(
     assert sorted(told.order_id for told in bench.payer.told) == ["a", "b"]
     assert token_balance(PAYEE) == 15
     behind.close()
+
+
+def broken(bench: Bench, method: str, **reply: Any) -> Callable[[Any], Any]:
+    """An endpoint that answers one of the questions like this, and all others truly."""
+
+    def answer(request: Any) -> Any:
+        if isinstance(request, dict):
+            return answer([request])[0]
+        told = bench.chain.rpc.answer(request)
+        return [
+            {"id": asked["id"]} | reply if asked["method"] == method else said
+            for asked, said in zip(request, told, strict=True)
+        ]
+
+    return answer
+
+
+LIMIT: dict[str, Any] = {"error": {"code": 429, "message": "compute units per second exceeded"}}
+ASKED = ("eth_getTransactionCount", "eth_getBalance", "eth_call", "eth_getTransactionReceipt")
+
+
+@pytest.mark.parametrize("reply", [LIMIT, {"result": {"no": "sense"}}], ids=["refuses", "nonsense"])
+@pytest.mark.parametrize("method", ASKED)
+async def test_payments_go_by_another_endpoint_when_the_first_is_of_no_use(
+    bench: Bench, method: str, reply: dict[str, Any], token_balance: Callable[[str], int]
+) -> None:
+    bench.lines["a"] = broken(bench, method, **reply)
+    bench.payer.order("a", PAYEE, 7)
+    await bench.steps(4, mine=True)
+    assert (bench.states, token_balance(PAYEE)) == (["final"], 7)
+
+
+async def test_endpoints_that_refuse_are_named(bench: Bench) -> None:
+    bench.lines = dict.fromkeys(bench.lines, broken(bench, "eth_getTransactionCount", **LIMIT))
+    bench.payer.order("a", PAYEE, 7)
+    with pytest.raises(ChainUnreachable):
+        await bench.steps()
+    assert "compute units per second exceeded" in bench.problems["RpcError"]
+
+
+async def test_an_endpoint_without_final_blocks_is_left_for_one_that_has_them(bench: Bench) -> None:
+    def refuses(request: Any) -> Any:
+        told = bench.chain.rpc.answer(request)
+        for asked, reply in zip(request if isinstance(request, list) else [], told, strict=False):
+            if asked["params"][:1] == ["finalized"]:
+                reply.pop("result", None)
+                reply.update(LIMIT)
+        return told
+
+    bench.lines["a"] = refuses
+    bench.payer.order("a", PAYEE, 7)
+    await bench.steps(4, mine=True)
+    assert bench.states == ["final"]
+
+
+async def test_a_receipt_of_another_transaction_is_no_proof(bench: Bench) -> None:
+    me = bench.payer.identity.address
+    bench.payer.order("a", PAYEE, 7)
+    await bench.steps(4, mine=True)
+    (settled,) = bench.payer.told
+    other = bench.chain.rpc.call("eth_getTransactionReceipt", [settled.tx_hash])
+    bench.lines = dict.fromkeys(bench.lines, broken(bench, "eth_getTransactionReceipt", result=other))
+    assert (await bench.payer.driver.verify(PLATFORM, settled.tx_hash, me, PAYEE, 7)).amount_units == 7
+    with pytest.raises(ChainUnreachable, match="another transaction's"):
+        await bench.payer.driver.verify(PLATFORM, "0x" + "ab" * 32, me, PAYEE, 7)
+
+
+async def test_a_transfer_of_no_amount_is_no_crash(bench: Bench) -> None:
+    bench.payer.order("a", PAYEE, 7)
+    await bench.steps(4, mine=True)
+    (settled,) = bench.payer.told
+    receipt: Any = bench.chain.rpc.call("eth_getTransactionReceipt", [settled.tx_hash])
+    receipt["logs"][0]["data"] = "0x" + "no amount".ljust(64)
+    bench.lines = dict.fromkeys(bench.lines, broken(bench, "eth_getTransactionReceipt", result=receipt))
+    with pytest.raises(PaymentNotFound):
+        await bench.payer.driver.verify(PLATFORM, settled.tx_hash, bench.payer.identity.address, PAYEE, 7)
+
+
+async def test_what_is_final_at_one_endpoint_proves_nothing_of_another(bench: Bench, tmp_path: Path) -> None:
+    """The second stands on a branch that the chain has left, and takes over between two questions."""
+    chain = bench.chain.chain
+    bench.payer.order("a", PAYEE, 7)
+    await bench.steps()
+    chain.mine()
+    (tmp_path / "left").mkdir()
+    shutil.copytree(tmp_path / "chain", tmp_path / "left", dirs_exist_ok=True)
+    left = Chain(tmp_path / "left")
+    (tx_hash,) = [row[0] for row in bench.payer.db.connection.execute("select tx_hash from evm_attempt")]
+    chain.reorg(1, requeue=False)
+    for _ in range(4):
+        chain.mine()
+
+    def once(request: Any) -> Any:
+        if "eth_chainId" not in str(request):
+            bench.lines["a"] = down
+        return bench.chain.rpc.answer(request)
+
+    bench.lines |= {"a": once, "b": Rpc(left, changed=lambda: None, automine=lambda on: None).answer}
+    with pytest.raises((NotFinalYet, PaymentNotFound)):
+        await bench.payer.driver.verify(PLATFORM, tx_hash, bench.payer.identity.address, PAYEE, 7)
+    left.close()
 
 
 async def test_an_endpoint_without_final_blocks_is_named(bench: Bench) -> None:

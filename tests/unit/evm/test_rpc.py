@@ -73,6 +73,10 @@ FAILURES: dict[str, tuple[Answer | BaseException, str]] = {
     "wrong chain": (lambda r: honest(r, chain_id=8), "serves chain 8, not 7"),
     "old head": (lambda r: honest(r, age_s=1000), r"its last block is 100\d s old"),
     "chain id is a word": (lambda r: honest(r, eth_chainId="seven"), "where a number belongs"),
+    "a time of no calendar": (
+        lambda r: honest(r, eth_getBlockByNumber={"number": "0x5", "hash": "0x", "timestamp": "0x" + "f" * 400}),
+        "where a number belongs",
+    ),
     "head is null": (lambda r: honest(r, eth_getBlockByNumber=None), "not what was asked for"),
 }
 
@@ -94,6 +98,39 @@ async def test_the_reason_is_told_when_none_is_left(name: str) -> None:
     with pytest.raises(ChainUnreachable, match=reason) as caught:
         await alone.call("eth_blockNumber", [], str)
     assert isinstance(caught.value, WrongChain) == (name == "wrong chain")
+
+
+def refuse(requests: list[dict[str, object]], method: str) -> object:
+    """As by an endpoint that has answered enough for today, with a status of 200."""
+    error = {"code": -32005, "message": "daily request count exceeded"}
+    return [
+        {"id": r["id"], "error": error} if r["method"] == method else told
+        for r, told in zip(requests, honest(requests), strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [lambda r: refuse(r, "eth_blockNumber"), lambda r: honest(r, eth_blockNumber={"nonsense": 1})],
+    ids=["a refusal", "nonsense"],
+)
+async def test_what_every_endpoint_should_know_is_asked_of_the_next_one(bad: Answer) -> None:
+    """It passes the check, so it is no bad endpoint as far as that shows."""
+    line = Line(bad)
+    both = pool(line, BAD, GOOD)
+    assert await both.ask([("eth_blockNumber", [])], lambda results: read(results[0], str)) == "0x5"
+    line.asked.clear()
+    assert await both.each([("eth_blockNumber", [])] * 250, lambda result: read(result, str)) == ["0x5"] * 250
+    assert set(line.asked) == {GOOD}, "it is passed over for a while"
+    with pytest.raises(ChainUnreachable, match=r"daily request count exceeded|not what was asked for"):
+        await pool(line, BAD).ask([("eth_blockNumber", [])], lambda results: read(results[0], str))
+
+
+async def test_nonsense_is_asked_of_the_next_one_and_a_refusal_is_an_answer() -> None:
+    nonsense = pool(Line(lambda r: honest(r, eth_blockNumber={"nonsense": 1})), BAD, GOOD)
+    assert await nonsense.call("eth_blockNumber", [], str) == "0x5"
+    with pytest.raises(RpcRefused, match="daily request count"):
+        await pool(Line(lambda r: refuse(r, "eth_blockNumber")), BAD, GOOD).call("eth_blockNumber", [], str)
 
 
 async def test_an_endpoint_that_comes_back_is_used_at_once_when_it_is_the_only_one() -> None:

@@ -311,15 +311,12 @@ class ChannelChain:
     async def admit(
         self, payer: str, waiting: Sequence[Intent], in_flight: Sequence[Intent]
     ) -> tuple[list[Intent], DriverProblem | None]:
-        """Those of our ``waiting`` that the vault would take now; wallets and gas are looked at by others.
-
-        Raises :class:`ChainUnreachable`.
-        """
+        """Those of our ``waiting`` that the vault would take now; wallets and gas are looked at by others."""
         try:
             await self._eyes.check()
             return await self._admit(payer, waiting, in_flight)
-        except (WrongVault, RpcRefused) as error:
-            # The account's other payments go on.
+        except (WrongVault, ChainUnreachable) as error:
+            # The account's other payments go on, if there is anybody to ask.
             return [], self._problem("TxStuck", error.message, payer)
 
     async def _admit(

@@ -39,12 +39,16 @@ from shem.node.payment.drivers.evm.rpc import (
     Block,
     Call,
     Receipt,
+    Results,
     RpcPool,
     RpcRefused,
     Transport,
+    moment,
     number,
+    quantity,
     read,
     read_or_none,
+    receipt_of,
 )
 from shem.node.payment.drivers.evm.store import MIGRATIONS, Intent, pin_chain
 from shem.node.payment.drivers.evm.transaction import Signer
@@ -223,7 +227,7 @@ class EvmDriver:
             return tokens_of(intent) + (vault.tokens_of(intent) if vault is not None else 0)
 
         call = {"to": network.token, "data": "0x" + erc20.balance_of(payer).hex()}
-        held = number(await self._pools[network.name].call("eth_call", [call, "latest"], str))
+        (held,) = await self._pools[network.name].each([("eth_call", [call, "latest"])], quantity)
         left = held - sum(cost(intent) for intent in in_flight)
         admitted: list[Intent] = []
         missing = 0
@@ -286,14 +290,7 @@ class EvmDriver:
             ("eth_getBalance", [owner, "latest"]),
             ("eth_getBlockByNumber", ["latest", False]),
         ]
-        tokens, wei, head = await self._pools[network.name].batch(calls)
-        block = read(head, Block)
-        return Balance(
-            token_units=number(read(tokens, str)),
-            gas_wei=number(read(wei, str)),
-            block_number=number(block.number),
-            block_time=datetime.fromtimestamp(number(block.timestamp), UTC),
-        )
+        return await self._pools[network.name].ask(calls, _balance)
 
     async def fund(self, platform: str, address: str) -> str:
         """See the protocol. Test chains of one's own give at once; published ones by a transaction to their faucet."""
@@ -366,18 +363,34 @@ class EvmDriver:
 
     async def _look_at(self, network: Network, tx_hash: str) -> tuple[int, Receipt | None, bool]:
         """(last final block, receipt, whether it waits in a pool). The head is seen before the receipt is."""
-        pool, depth = self._pools[network.name], network.depth
-        tag = "finalized" if depth is None else "latest"
-        head = await pool.batch([("eth_getBlockByNumber", [tag, False])])
-        receipt, body = await pool.batch(
-            [("eth_getTransactionReceipt", [tx_hash]), ("eth_getTransactionByHash", [tx_hash])]
-        )
-        block = read_or_none(head[0], Block)
-        final = -1 if block is None else number(block.number) - (depth or 0)
-        return final, read_or_none(receipt, Receipt), read_or_none(body, dict) is not None
+        calls: list[Call] = [
+            ("eth_getBlockByNumber", ["finalized" if network.depth is None else "latest", False]),
+            ("eth_getTransactionReceipt", [tx_hash]),
+            ("eth_getTransactionByHash", [tx_hash]),
+        ]
+
+        def seen(results: Results) -> tuple[int, Receipt | None, bool]:
+            head, receipt, body = results
+            block = read_or_none(head, Block)
+            final = -1 if block is None else number(block.number) - (network.depth or 0)
+            return final, receipt_of(tx_hash, receipt), read_or_none(body, dict) is not None
+
+        # All of one endpoint: what is final for one that is ahead says nothing about what another one shows.
+        return await self._pools[network.name].ask(calls, seen)
 
     def _network(self, platform: str) -> Network:
         network = self._networks.get(platform)
         if network is None:
             raise Refused(f"this node does not pay on {platform[:80]!r}", code="unknown_platform")
         return network
+
+
+def _balance(results: Results) -> Balance:
+    tokens, wei, head = results
+    block = read(head, Block)
+    return Balance(
+        token_units=quantity(tokens),
+        gas_wei=quantity(wei),
+        block_number=number(block.number),
+        block_time=datetime.fromtimestamp(moment(block.timestamp), UTC),
+    )

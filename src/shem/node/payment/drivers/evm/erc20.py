@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -14,6 +15,7 @@ _ALLOWANCE = keccak256(b"allowance(address,address)")[:4]
 _APPROVE = keccak256(b"approve(address,uint256)")[:4]
 FAUCET_CREATE = keccak256(b"create()")[:4]
 """Call data for the faucets of test networks: tokens for the sender."""
+_AMOUNT = re.compile("0x[0-9a-fA-F]{64}")
 TRANSFER_TOPIC = "0x" + keccak256(b"Transfer(address,address,uint256)").hex()
 
 
@@ -83,7 +85,7 @@ def moved(logs: Iterable[Log], token: str, senders: Iterable[str], receiver: str
             and topics[0] == TRANSFER_TOPIC
             and topics[1] in froms
             and topics[2] == to
-            and len(log.data) == 66
+            and _AMOUNT.fullmatch(log.data)
         ):
             total += int(log.data, 16)
     return total

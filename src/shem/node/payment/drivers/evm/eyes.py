@@ -15,7 +15,18 @@ from shem.node.db import Database
 from shem.node.payment.drivers.base import ChainUnreachable
 from shem.node.payment.drivers.evm import erc20, vault
 from shem.node.payment.drivers.evm.requests import RequestStore
-from shem.node.payment.drivers.evm.rpc import Block, Call, LogEntry, RpcPool, RpcRefused, number, read, read_or_none
+from shem.node.payment.drivers.evm.rpc import (
+    Block,
+    Call,
+    LogEntry,
+    RpcPool,
+    RpcRefused,
+    moment,
+    number,
+    quantity,
+    read,
+    read_or_none,
+)
 from shem.node.payment.drivers.evm.vault import ChannelKey, OnChain, Reserved, Vault
 from shem.node.payment.drivers.networks import Network
 from shem.node.payment.drivers.vaults import Look, WrongVault
@@ -53,9 +64,7 @@ class Eyes:
         await self.check()
         block = await self._final_block()
         at = number(block.number)
-        (answer,) = await self._pool.batch([_view(self.vault.address, vault.channel(key.id), block.number)])
-        # Before the vault stood there, nothing answers.
-        found = OnChain() if read(answer, str) == "0x" else _parsed(vault.read_channel, answer)
+        (found,) = await self._pool.each([_view(self.vault.address, vault.channel(key.id), block.number)], _channel)
         since = self._rows.seen(key.id)
         if found.is_open and since is None and not found.claimed:
             # Every payment comes after this block.
@@ -71,15 +80,15 @@ class Eyes:
             opened=found.is_open or since is not None or bool(paid) or await self._was_opened(key, at),
             block_number=at,
             block_hash=block.hash,
-            block_time=number(block.timestamp),
+            block_time=moment(block.timestamp),
             paid_tx=max(paid)[1] if paid else "",
         )
 
     async def free(self, payer: str) -> int:
         """See the protocol; as of the last block."""
         await self.check()
-        (answer,) = await self._pool.batch([_view(self.vault.address, vault.account(parse_node_id(payer)))])
-        return _parsed(vault.read_account, answer)[0]
+        (free,) = await self._pool.each([_view(self.vault.address, vault.account(parse_node_id(payer)))], _free)
+        return free
 
     async def cover(self, payer: str) -> tuple[int, int]:
         """(what the vault may take from the wallet, what is free in the vault) as of the last block."""
@@ -87,8 +96,7 @@ class Eyes:
             _view(self._network.token, erc20.allowance(payer, self.vault.address)),
             _view(self.vault.address, vault.account(payer)),
         ]
-        allowed, account = await self._pool.batch(calls)
-        return number(read(allowed, str)), _parsed(vault.read_account, account)[0]
+        return await self._pool.ask(calls, lambda results: (quantity(results[0]), _free(results[1])))
 
     async def _paid(self, key: ChannelKey, since: int, until: int) -> list[tuple[int, str]]:
         """(in all, transaction) of each payment to the payee."""
@@ -146,20 +154,23 @@ class Eyes:
         depth = self._network.depth
         tag = "finalized"
         if depth is not None:
-            head = await self._pool.call("eth_getBlockByNumber", ["latest", False], Block)
+            (head,) = await self._pool.each([("eth_getBlockByNumber", ["latest", False])], lambda one: read(one, Block))
             tag = hex(max(number(head.number) - depth, 0))
-        (answer,) = await self._pool.batch([("eth_getBlockByNumber", [tag, False])])
-        block = read_or_none(answer, Block)
-        if block is None:
-            raise ChainUnreachable(f"{self._network.name} has no final block yet")
+
+        def final(answer: msgspec.Raw | RpcRefused) -> Block:
+            block = read_or_none(answer, Block)
+            if block is None:
+                raise ChainUnreachable(f"{self._network.name} has no final block yet")
+            return block
+
+        (block,) = await self._pool.each([("eth_getBlockByNumber", [tag, False])], final)
         return block
 
     async def check(self) -> None:
         """Once in the life of the process: the code at the vault's address. Raises :class:`WrongVault`."""
         if self._checked:
             return
-        (answer,) = await self._pool.batch([("eth_getCode", [self.vault.address, "latest"])])
-        code = _parsed(lambda text: bytes.fromhex(text.removeprefix("0x")), answer)
+        (code,) = await self._pool.each([("eth_getCode", [self.vault.address, "latest"])], _code)
         if not vault.is_our_code(code, self.vault, self._network.token):
             self.wrong = WrongVault(
                 f"what stands at {self.vault.address} on {self._network.name} is not our vault of {self._network.symbol}",
@@ -179,6 +190,19 @@ def _parsed(parse: Callable[[str], T], answer: msgspec.Raw | RpcRefused) -> T:
         return parse(read(answer, str))
     except ValueError as error:
         raise ChainUnreachable(f"the endpoint's answer is not what was asked for: {error}") from None
+
+
+def _channel(answer: msgspec.Raw | RpcRefused) -> OnChain:
+    # Before the vault stood there, nothing answers.
+    return OnChain() if read(answer, str) == "0x" else _parsed(vault.read_channel, answer)
+
+
+def _free(answer: msgspec.Raw | RpcRefused) -> int:
+    return _parsed(vault.read_account, answer)[0]
+
+
+def _code(answer: msgspec.Raw | RpcRefused) -> bytes:
+    return _parsed(lambda text: bytes.fromhex(text.removeprefix("0x")), answer)
 
 
 def _topic(address: str) -> str:

@@ -38,12 +38,14 @@ from shem.node.payment.drivers.evm.rpc import (
     Block,
     Call,
     Receipt,
+    Results,
     RpcPool,
     RpcRefused,
     WrongChain,
     number,
     read,
     read_or_none,
+    receipt_of,
 )
 from shem.node.payment.drivers.evm.store import Attempt, Intent, IntentStore
 from shem.node.payment.drivers.evm.transaction import Signer, Transaction
@@ -213,7 +215,7 @@ class TransactionManager:
                 moved = await self.step()
                 if moved:
                     self._on_moved()
-            except ChainUnreachable:
+            except (ChainUnreachable, RpcRefused):
                 moved = False  # noted by step
             except Exception:  # a door: whatever an endpoint answers or a listener does, the other payments must go out
                 log.exception("payments on %s stumbled; they go on", self._network.name)
@@ -229,7 +231,7 @@ class TransactionManager:
     async def step(self) -> bool:
         """Look once and act. Says whether anything has changed since the last look.
 
-        Raises :class:`ChainUnreachable`; what was stored by then is taken up by the next step.
+        Raises :class:`ChainUnreachable`, :class:`RpcRefused`; what was stored by then is taken up by the next step.
         """
         problems: dict[str, DriverProblem] = {}
         try:
@@ -237,7 +239,7 @@ class TransactionManager:
             await self._settle(view, problems)
             await self._resend(view, problems)
             await self._send_new(view, problems)
-        except ChainUnreachable as error:
+        except (ChainUnreachable, RpcRefused) as error:
             code = "InvalidChainId" if isinstance(error, WrongChain) else "RpcError"
             self._note(problems, code, error.message)
             raise
@@ -258,8 +260,10 @@ class TransactionManager:
             ("eth_maxPriorityFeePerGas", []),
             ("eth_getBlockByNumber", ["finalized", False]),
         ]
+        return await self._pool.ask(calls if self._network.depth is None else calls[:-1], self._view)
+
+    def _view(self, results: Results) -> View:
         depth = self._network.depth
-        results = await self._pool.batch(calls if depth is None else calls[:-1])
         head = read(results[0], Block)
         tip = self._network.usual_tip_wei if isinstance(results[3], RpcRefused) else number(read(results[3], str))
         return View(
@@ -311,15 +315,18 @@ class TransactionManager:
         finals: list[int] = []
         for start in range(0, len(attempts), MAX_BATCH - 1):
             part = attempts[start : start + MAX_BATCH - 1]
-            head, *results = await self._pool.batch([edge, *(("eth_getTransactionReceipt", [a.tx_hash]) for a in part)])
-            finals.append(self._finalized(head) if depth is None else number(read(head, Block).number) - depth)
-            for attempt, result in zip(part, results, strict=True):
-                receipt = read_or_none(result, Receipt)
-                if receipt is None:
-                    continue
-                if receipt.transaction_hash.lower() != attempt.tx_hash:
-                    raise ChainUnreachable("the endpoint's receipt is another transaction's")
-                found[attempt.intent] = receipt
+            calls = [edge, *(("eth_getTransactionReceipt", [attempt.tx_hash]) for attempt in part)]
+
+            def shown(results: Results, part: Sequence[Attempt] = part) -> tuple[int, dict[int, Receipt]]:
+                head, *receipts = results
+                final = self._finalized(head) if depth is None else number(read(head, Block).number) - depth
+                tried = zip(part, receipts, strict=True)
+                pairs = [(attempt.intent, receipt_of(attempt.tx_hash, answer)) for attempt, answer in tried]
+                return final, {intent: receipt for intent, receipt in pairs if receipt is not None}
+
+            final, seen = await self._pool.ask(calls, shown)
+            finals.append(final)
+            found |= seen
         return found, min(finals)
 
     async def _doubtful(
@@ -329,8 +336,8 @@ class TransactionManager:
         named = {r.block_hash: r.block_number for r in receipts if number(r.block_number) <= view.final}
         if not named:
             return ()
-        there = await self._pool.batch([("eth_getBlockByNumber", [at, False]) for at in named.values()])
-        blocks = [read_or_none(answer, Block) for answer in there]
+        asked: list[Call] = [("eth_getBlockByNumber", [at, False]) for at in named.values()]
+        blocks = await self._pool.each(asked, lambda answer: read_or_none(answer, Block))
         doubtful = {
             name
             for name, block in zip(named, blocks, strict=True)
@@ -494,7 +501,8 @@ class TransactionManager:
         """Those that the chain would take and the account can pay the gas of, each with its gas limit."""
         if not admitted:
             return []
-        estimates = await self._pool.batch([("eth_estimateGas", [self._as_call(i)]) for i in admitted])
+        asked: list[Call] = [("eth_estimateGas", [self._as_call(i)]) for i in admitted]
+        estimates = await self._pool.each(asked, _estimate)
         held = self._store.attempts([intent.id for intent in in_flight])
         budget = view.balance - sum(i.value for i in in_flight)
         budget -= sum(max((a.gas * a.max_fee for a in tried), default=0) for tried in held.values())
@@ -505,7 +513,7 @@ class TransactionManager:
                 self._heed_refusal(intent, estimate.message, problems)
                 continue
             # The receiver may spend all it has meanwhile, which makes the transfer dearer by a storage slot.
-            gas = number(read(estimate, str)) * 5 // 4 + 20_000
+            gas = estimate * 5 // 4 + 20_000
             cost = gas * fee + intent.value
             if cost > budget:
                 missing += cost
@@ -592,3 +600,8 @@ class TransactionManager:
             type=DriverProblem,
         )
         problems.setdefault(code, problem)
+
+
+def _estimate(answer: msgspec.Raw | RpcRefused) -> int | RpcRefused:
+    """What a call needs, or that it would be refused, which is an answer too."""
+    return answer if isinstance(answer, RpcRefused) else number(read(answer, str))

@@ -30,7 +30,7 @@ from shem.node.db import Database
 from shem.node.payment.drivers.base import Failure, PaymentOrder, Settlement
 from shem.node.payment.drivers.evm import erc20
 from shem.node.payment.drivers.evm.manager import TransactionManager
-from shem.node.payment.drivers.evm.rpc import RpcPool, number
+from shem.node.payment.drivers.evm.rpc import RpcPool, quantity
 from shem.node.payment.drivers.evm.store import Intent
 from shem.node.payment.drivers.networks import Network
 
@@ -188,7 +188,8 @@ class Payouts:
     async def _allowed(self, payer: str) -> int:
         call = erc20.allowance(payer, self._network.multi_transfer).hex()
         asked = [{"to": self._network.token, "data": "0x" + call}, "latest"]
-        return number(await self._pool.call("eth_call", asked, str))
+        (allowed,) = await self._pool.each([("eth_call", asked)], quantity)
+        return allowed
 
     def _ask_leave(self, payer: str) -> None:
         manager = self._managers[self._network.name, payer]

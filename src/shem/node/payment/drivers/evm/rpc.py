@@ -37,6 +37,8 @@ MAX_ANSWER_BYTES = 16 << 20
 MAX_BATCH = 100
 """Public endpoints refuse more."""
 
+_YEAR_10000 = 253_402_300_800
+
 Transport = Callable[[str, bytes], Awaitable[bytes]]
 """(url, body) → body. Raises ``aiohttp.ClientError``, ``OSError`` or ``TimeoutError``."""
 Call = tuple[str, Sequence[object]]
@@ -59,6 +61,10 @@ class RpcRefused(PeerFailed):
     def __init__(self, message: str, rpc_code: int) -> None:
         super().__init__(message)
         self.rpc_code = rpc_code
+
+
+Results = Sequence[msgspec.Raw | RpcRefused]
+"""Of calls, in their order."""
 
 
 class _TooMany(ChainUnreachable):
@@ -110,13 +116,26 @@ class Receipt(msgspec.Struct, rename="camel"):
 
 
 def number(text: str) -> int:
-    """A quantity. Raises :class:`ChainUnreachable` for anything else."""
+    """A quantity: the chain has none of more than 256 bits. Raises :class:`ChainUnreachable` for anything else."""
     try:
-        if not text.startswith("0x"):
+        if not text.startswith("0x") or len(text) > 66:
             raise ValueError(text)
         return int(text, 16)
     except ValueError:
         raise ChainUnreachable(f"the endpoint answered {text[:80]!r} where a number belongs") from None
+
+
+def quantity(result: msgspec.Raw | RpcRefused) -> int:
+    """A result that is one. Raises as :func:`read`."""
+    return number(read(result, str))
+
+
+def moment(text: str) -> int:
+    """Unix seconds. Raises :class:`ChainUnreachable` for what no calendar has."""
+    seconds = number(text)
+    if seconds >= _YEAR_10000:
+        raise ChainUnreachable(f"the endpoint answered {text[:80]!r} where a time belongs")
+    return seconds
 
 
 class Endpoint:
@@ -169,28 +188,57 @@ class RpcPool:
 
     async def call(self, method: str, params: Sequence[object], shape: type[T]) -> T:
         """One result. Raises :class:`RpcRefused`, :class:`ChainUnreachable`."""
-        (result,) = await self.batch([(method, params)])
-        if isinstance(result, RpcRefused):
-            raise result
-        return read(result, shape)
+
+        def use(results: Results) -> T | RpcRefused:
+            (result,) = results
+            return result if isinstance(result, RpcRefused) else read(result, shape)
+
+        found = await self._anywhere([(method, params)], use)
+        if isinstance(found, RpcRefused):
+            raise found
+        return found
 
     async def batch(self, calls: Sequence[Call]) -> list[msgspec.Raw | RpcRefused]:
         """Results in the order of ``calls``, all from one endpoint per :data:`MAX_BATCH`; see :func:`read`."""
         results: list[msgspec.Raw | RpcRefused] = []
         for start in range(0, len(calls), MAX_BATCH):
-            results += await self._anywhere(calls[start : start + MAX_BATCH])
+            results += await self._anywhere(calls[start : start + MAX_BATCH], list)
         return results
 
-    async def _anywhere(self, calls: Sequence[Call]) -> list[msgspec.Raw | RpcRefused]:
+    async def ask(self, calls: Sequence[Call], use: Callable[[Results], T]) -> T:
+        """What ``use`` makes of the results of at most :data:`MAX_BATCH` calls, all from one endpoint.
+
+        For what every endpoint should know. One that answers such questions by a refusal (as many do that are asked too
+        much), or by nonsense, is of no more use than one that is away: when ``use`` raises :class:`RpcRefused` or
+        :class:`ChainUnreachable` the next one is asked. Raises :class:`ChainUnreachable`.
+        """
+        assert len(calls) <= MAX_BATCH
+        return await self._anywhere(calls, use)
+
+    async def each(self, calls: Sequence[Call], read_one: Callable[[msgspec.Raw | RpcRefused], T]) -> list[T]:
+        """:meth:`ask` for any number of calls, whose results are read one by one."""
+        found: list[T] = []
+        for start in range(0, len(calls), MAX_BATCH):
+            found += await self.ask(
+                calls[start : start + MAX_BATCH], lambda results: [read_one(one) for one in results]
+            )
+        return found
+
+    async def _anywhere(self, calls: Sequence[Call], use: Callable[[Results], T]) -> T:
         now = time.monotonic()
+        hint = "payments wait and go on by themselves when an endpoint answers again"
         # Stable: the first healthy one is kept to, so that answers agree with each other.
         order = sorted(self._endpoints, key=lambda e: max(e.resting_until, now))
         for endpoint in order:
             try:
                 await self._check(endpoint)
-                answer = await self._ask(endpoint, calls)
+                answer = use(await self._ask(endpoint, calls))
+            except RpcRefused as error:
+                self._rest(endpoint, ChainUnreachable(f"refuses simple questions: {error.message}"))
+                continue
             except ChainUnreachable as error:
                 self._rest(endpoint, error)
+                hint = error.hint or hint
                 continue
             endpoint.failures = 0
             endpoint.resting_until = float("-inf")
@@ -200,7 +248,7 @@ class RpcPool:
             raise WrongChain(
                 reasons, hint="payments made on one chain do not exist on another: start with a new data directory"
             )
-        raise ChainUnreachable(reasons, hint="payments wait and go on by themselves when an endpoint answers again")
+        raise ChainUnreachable(reasons, hint=hint)
 
     def _rest(self, endpoint: Endpoint, error: ChainUnreachable) -> None:
         endpoint.failures += 1
@@ -220,9 +268,6 @@ class RpcPool:
             ("eth_getBlockByNumber", ["0x0", False]),
         ]
         chain_id, head, first = await self._ask(endpoint, calls)
-        for part in (chain_id, head, first):
-            if isinstance(part, RpcRefused):
-                raise ChainUnreachable(f"refuses simple questions: {part.message}")
         served = number(read(chain_id, str))
         if served != self._chain_id:
             raise WrongChain(f"serves chain {served}, not {self._chain_id}")
@@ -230,7 +275,7 @@ class RpcPool:
         known = begin if self._pin is None else self._pin(begin)
         if begin != known:
             raise WrongChain(f"chain {served} there is not the chain it was: its first block is {begin}, not {known}")
-        age = time.time() - number(read(head, Block).timestamp)
+        age = time.time() - moment(read(head, Block).timestamp)
         if self._max_head_age_s is not None and age > self._max_head_age_s:
             raise ChainUnreachable(f"its last block is {age:.0f} s old")
         endpoint.checked_at = time.monotonic()
@@ -331,3 +376,11 @@ def read_or_none(result: msgspec.Raw | RpcRefused, shape: type[T]) -> T | None:
     if not isinstance(result, RpcRefused) and bytes(result) == b"null":
         return None
     return read(result, shape)
+
+
+def receipt_of(tx_hash: str, result: msgspec.Raw | RpcRefused) -> Receipt | None:
+    """Of this transaction (its name in lower case) and no other; ``None`` where there is none. Raises as :func:`read`."""
+    receipt = read_or_none(result, Receipt)
+    if receipt is not None and receipt.transaction_hash.lower() != tx_hash:
+        raise ChainUnreachable("the endpoint's receipt is another transaction's")
+    return receipt
