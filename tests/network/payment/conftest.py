@@ -119,6 +119,7 @@ class Deals:
         pricing: LinearPricing | None = None,
         approved: bool = True,
         payer: str | None = None,
+        payee: str | None = None,
         sessions: tuple[str, str] | None = None,
         demand: dict[str, Any] | None = None,
     ) -> str:
@@ -130,7 +131,7 @@ class Deals:
             provider_id=provider,
             role="",
             demand_properties={"golem.com.payment.chosen-platform": platform, address: payer or requestor},
-            offer_properties={address: provider} | (pricing.to_properties() if pricing else {}),
+            offer_properties={address: payee or provider} | (pricing.to_properties() if pricing else {}),
             approved_at=datetime.now(UTC) if approved else None,
             app_session_id=None,
         )

@@ -750,13 +750,23 @@ class World:
             raise unpack_error(error)
         return answer
 
-    def agree(self, platform: str = PLATFORMS[0], life_s: float = 3600, pricing: LinearPricing = PRICE) -> str:
+    def agree(
+        self,
+        platform: str = PLATFORMS[0],
+        life_s: float = 3600,
+        pricing: LinearPricing = PRICE,
+        payee: str | None = None,
+        turned: bool = False,
+    ) -> str:
+        """``turned``: bob rents."""
         expires = int((START.timestamp() + self.loop.passed_s + life_s) * 1000)
+        requestor, provider = self.nodes[::-1] if turned else self.nodes
         deal = self.deals.make(
-            self.alice.id,
-            self.bob.id,
+            requestor.id,
+            provider.id,
             platform=platform,
             pricing=pricing,
+            payee=payee,
             demand={"golem.srv.comp.expiration": expires},
         )
         self.tell(deal, "Approved")

@@ -40,11 +40,17 @@ class Deal:
     """One agreement between alice and bob, with cover."""
 
     def __init__(
-        self, world: World, *, platform: str = PLATFORMS[0], allocation: str = "", life_s: float = 3600
+        self,
+        world: World,
+        *,
+        platform: str = PLATFORMS[0],
+        allocation: str = "",
+        life_s: float = 3600,
+        payee: str | None = None,
     ) -> None:
         self.world = world
         self.allocation = allocation or world.allocate("10", platform)
-        self.deal = world.agree(platform, life_s)
+        self.deal = world.agree(platform, life_s, payee=payee)
         self.activity = world.deals.activity(self.deal)
         world.run(20)
 
@@ -557,6 +563,52 @@ def test_a_letter_that_waits_for_the_chain_holds_up_no_other(world: World) -> No
     world.vault.away = False
     world.run(300)
     assert world.bob.store.document(late, world.bob.id).state == "ACCEPTED"
+
+
+# --- more than one at a time
+
+
+def test_a_payee_that_moves_to_another_address_has_cover_there(world: World) -> None:
+    """What is reserved for the old address pays nothing at the new one, and bob counts on none of it."""
+    one = Deal(world)
+    one.bill(5)
+    world.vault.away = True
+    two = Deal(world, allocation=one.allocation, payee="0x" + "ab" * 20)
+    seen = world.bob.payments.channels.gate.now(world.bob.id, two.deal)
+    assert (seen.started, seen.room) == (False, 0)
+    world.vault.away = False
+    world.run(30)
+    admitted = world.bob.payments.channels.admit(world.bob.id, two.deal)
+    world.loop.run_until_complete(admitted)
+    assert {c.payee: c.reserved // CENT for c in world.alice.channels.channels(world.alice.id)} == {
+        world.bob.id: 60,
+        "0x" + "ab" * 20: 60,
+    }
+    two.bill(7)
+    world.tell(one.deal, "Terminated")
+    world.run(600)
+    assert [c.payee for c in world.alice.channels.live_channels()] == ["0x" + "ab" * 20]  # nobody waits for the other
+    two.end(8)
+    world.run(3 * DAY_S)  # his node has no key to sign the end with
+    assert (paid(world), world.vault.final.wallets["0x" + "ab" * 20]) == (5, 8 * CENT)
+    assert world.vault.final.channels == {}
+    assert (one.cents(world.bob), two.cents(world.bob)) == ((5, 5), (8, 8))
+
+
+def test_what_a_payee_owes_the_other_way_neither_holds_a_channel_nor_fills_it(world: World) -> None:
+    deal = Deal(world)
+    deal.bill(5)
+    turned = world.agree(turned=True)
+    activity = world.deals.activity(turned)
+    world.loop.run_until_complete(world.bob.payments.channels.admit(world.bob.id, deal.deal))
+    body = wire.NewDebitNote(activity_id=activity, total_amount_due="1")
+    note = world.do(lambda: world.alice.payments.provider.issue_note(world.alice.id, body)).document_id
+    world.loop.run_until_complete(world.alice.payments.provider.send(world.alice.id, "debit-note", note, 5))
+    assert world.bob.payments.channels.gate.now(world.bob.id, deal.deal).room == 55 * CENT
+    deal.end()
+    world.run(120)
+    assert world.vault.final.channels == {}
+    assert paid(world) == 5
 
 
 # --- two programs on one node

@@ -61,17 +61,17 @@ class ChannelBooks:
         """See :attr:`VaultChain.margin_s`."""
         return self.chains[platform].margin_s
 
-    def unaccepted(self, way: Way) -> bool:
-        """Whether documents between the two ask for money that is not accepted, and may be yet."""
-        return self.now() < self.unaccepted_until(way)
+    def unaccepted(self, channel: Channel) -> bool:
+        """Whether documents ask for money that is not accepted, and may be yet, through this channel."""
+        return self.now() < self.unaccepted_until(channel)
 
-    def unaccepted_until(self, way: Way) -> float:
+    def unaccepted_until(self, channel: Channel) -> float:
         """When such documents have waited so long that nobody is taken to accept them any more, Unix seconds; zero if there
         are none."""
         until = 0.0
-        for account in self.books.store.asking(*way):
+        for account in self.books.store.asking(*way_of(channel)):
             cover = self.store.cover(account.owner, account.agreement_id)
-            if cover is not None:
+            if cover is not None and is_paid_through(cover, channel):
                 ended_at = max(cover.ends_at, cover.changed_at) if cover.live else cover.changed_at
                 until = max(until, ended_at + max(cover.after_s, PAY_S))
         return until
@@ -210,6 +210,11 @@ def id_bytes(channel: Channel) -> bytes:
 def way_of(item: Channel | Cover) -> Way:
     """Between whom, where."""
     return item.owner, item.peer_id, item.platform
+
+
+def is_paid_through(cover: Cover, channel: Channel) -> bool:
+    """Whether the channel may pay the agreement. Two nodes may each pay the other, and a payee may move."""
+    return way_of(cover) == way_of(channel) and (cover.role, cover.payee) == (channel.role, channel.payee)
 
 
 def pair_of(item: Channel | Target | Request) -> Pair:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from shem.errors import NotFound, PeerFailed
-from shem.node.payment.channel import PAY_S, Cover, lacking, may_be_signed
+from shem.node.payment.channel import PAY_S, Channel, Cover, lacking, may_be_signed
 from shem.node.payment.channel_books import ChannelBooks, waiting_for, way_of
 from shem.node.payment.channel_payee import INVOICE_GRACE_S
 
@@ -104,16 +104,24 @@ class Gate:
 
     def _lacking(self, need: Cover) -> str:
         now, margin_s = self._shared.now(), self._shared.margin_s(need.platform)
-        channels = self._store.of_way("Provider", way_of(need))
+        channels = self._channels(need)
         credit = self._shared.chains[need.platform].terms.credit
         return lacking(channels, [*self._others(need, now), need], now, margin_s, credit)
+
+    def _channels(self, need: Cover) -> list[Channel]:
+        """Those that pay where the agreement is paid: what came to another address of ours before is no cover for it."""
+        return [c for c in self._store.of_way("Provider", way_of(need)) if c.payee == need.payee]
 
     def _others(self, need: Cover, now: float) -> list[Cover]:
         return [
             cover
             for cover in self._store.live_covers("Provider", way_of(need))
-            if cover.agreement_id in self._started and cover.agreement_id != need.agreement_id and cover.lives(now)
+            if cover.agreement_id in self._started and self._competes(cover, need) and cover.lives(now)
         ]
+
+    def _competes(self, cover: Cover, need: Cover) -> bool:
+        """Whether another agreement is paid through the same channels."""
+        return cover.agreement_id != need.agreement_id and (cover.role, cover.payee) == (need.role, need.payee)
 
     def now(self, owner: str, agreement_id: str) -> CoverNow:
         """Raises as :meth:`~shem.node.payment.books.Books.deal` does."""
@@ -129,7 +137,7 @@ class Gate:
         now, terms = self._shared.now(), self._shared.chains[need.platform].terms
         shares = 1 + len(self._others(need, now)) + self._to_be_invoiced(need, now)
         lacks = self._lacking(need) if need.least and agreement_id not in self._started else ""
-        channels = self._store.of_way("Provider", way_of(need))
+        channels = self._channels(need)
         room, until = may_be_signed(channels, now, self._shared.margin_s(need.platform))
         account = self._books.store.account(agreement_id, owner)
         return CoverNow(
@@ -152,7 +160,7 @@ class Gate:
         """How many agreements have ended just now and not said what they ask for."""
         count = 0
         for cover in self._store.covers_since("Provider", way_of(need), now - INVOICE_GRACE_S):
-            if not cover.live and cover.agreement_id != need.agreement_id:
+            if not cover.live and self._competes(cover, need):
                 account = self._books.store.account(cover.agreement_id, cover.owner)
                 count += account is None or account.invoiced is None
         return count
@@ -162,7 +170,7 @@ class Gate:
         asked = 0
         for account in self._books.store.asking(*way_of(need)):
             other = self._store.cover(account.owner, account.agreement_id)
-            if other is None or account.agreement_id == need.agreement_id:
+            if other is None or not self._competes(other, need):
                 continue
             if other.live or now < other.changed_at + max(other.after_s, PAY_S):
                 asked += account.requested - account.accepted

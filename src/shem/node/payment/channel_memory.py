@@ -140,7 +140,7 @@ class Memory:
                 account = self._books.account(self._books.deal(message.agreement_id, channel.owner))
             except (NotFound, Refused):
                 return total
-        if way_of(channel) != (account.owner, account.peer_id, account.platform):
+        if (*way_of(channel), channel.payee) != (account.owner, account.peer_id, account.platform, account.payee):
             return 0
         grown = max(total - account.accepted, 0)
         document = store.document(message.document_id, channel.owner)

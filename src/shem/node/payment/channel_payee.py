@@ -30,6 +30,7 @@ from shem.node.payment.channel_books import (
     LOOK_ERRORS,
     ChannelBooks,
     id_bytes,
+    is_paid_through,
     key_of,
     pair_of,
     pot_of,
@@ -289,15 +290,15 @@ class Payee:
             channel = self._store.channel_at(message.recipient, message.chain_id, message.vault, message.channel_id)
             if channel is None or channel.role != "Provider" or channel.peer_id != message.issuer:
                 raise WrongChannel("there is no such channel between us")
-            way = way_of(channel)
             if channel.payee != self._books.signer.node_id:
                 raise PayoutCold(f"this node cannot sign for {channel.payee}, where the channel pays: settle it")
             self._books.must_sign()  # nothing is noted that cannot be signed
             amount = units(message.amount)
             channel = self._reminded(channel, message, amount)
             now = self._shared.now()
-            live = any(cover.lives(now) for cover in self._store.live_covers("Provider", way))
-            open_bills = self._shared.unaccepted(way) or self._uninvoiced(way)
+            covers = self._store.live_covers("Provider", way_of(channel))
+            live = any(cover.lives(now) and is_paid_through(cover, channel) for cover in covers)
+            open_bills = self._shared.unaccepted(channel) or self._uninvoiced(channel)
             channel = agree_to_close(channel, amount, live=live, unaccepted=open_bills)
             self._store.save(channel)
             self._shared.wake_later()
@@ -318,7 +319,11 @@ class Payee:
             raise WrongChannel("there is no such channel between us")
         since = self._shared.now() - AGREED_S
         covers = self._store.covers_since("Provider", way_of(channel), since, MAX_HELD)
-        found = [self._books.store.last_accepted(cover.agreement_id, cover.owner) for cover in covers]
+        found = [
+            self._books.store.last_accepted(cover.agreement_id, cover.owner)
+            for cover in covers
+            if is_paid_through(cover, channel)
+        ]
         answer = Held(
             amount=str(channel.signed),
             signature=channel.signature or b"",
@@ -330,10 +335,12 @@ class Payee:
         )
         return msgspec.msgpack.encode(answer)
 
-    def _uninvoiced(self, way: Way) -> bool:
+    def _uninvoiced(self, channel: Channel) -> bool:
         """Whether an agreement that ended just now may still be billed."""
         since = self._shared.now() - INVOICE_GRACE_S
-        for cover in self._store.covers_since("Provider", way, since):
+        for cover in self._store.covers_since("Provider", way_of(channel), since):
+            if not is_paid_through(cover, channel):
+                continue
             account = self._books.store.account(cover.agreement_id, cover.owner)
             if account is None or account.invoiced is None:
                 return True

@@ -21,6 +21,7 @@ from shem.node.payment.channel_books import (
     LOOK_ERRORS,
     ChannelBooks,
     id_bytes,
+    is_paid_through,
     key_of,
     pair_of,
     vault_of,
@@ -55,7 +56,6 @@ class Short(msgspec.Struct, frozen=True):
     """So much was to be accepted, and what is reserved did not suffice."""
 
     payer: str
-    payee: str
     drawn: int
     until: float
 
@@ -80,8 +80,8 @@ class Payer:
         self._unseen: set[str] = set()
         """Channels of an earlier run that were not compared with the chain yet: a database may be an older copy."""
         self._memory = Memory(shared, peers)
-        self._short: dict[Way, Short] = {}
-        """What agents wanted to accept of late, and what was reserved did not suffice."""
+        self._short: dict[tuple[Way, str], Short] = {}
+        """By way and payee's address: what agents wanted to accept of late, and what was reserved did not suffice."""
 
     def start(self) -> None:
         """Compare what is remembered with the chain, and with what payees hold, before anything is signed on it."""
@@ -118,10 +118,10 @@ class Payer:
         try:
             part = self._voucher(way, account.payee, drawn)
         except MoneyShort:  # the transaction is taken back, but not what we learnt
-            self._short[way] = Short(account.payer, account.payee, drawn, self._shared.now() + SHORT_S)
+            self._short[way, account.payee] = Short(account.payer, drawn, self._shared.now() + SHORT_S)
             self._shared.wake()
             raise
-        self._short.pop(way, None)
+        self._short.pop((way, account.payee), None)
         return part
 
     def _voucher(self, way: Way, payee: str, drawn: int) -> VoucherPart:
@@ -293,17 +293,17 @@ class Payer:
             return
         now = self._shared.now()
         live = self._store.live_channels()
-        covers: dict[Way, list[Cover]] = defaultdict(list)
+        covers: dict[tuple[Way, str], list[Cover]] = defaultdict(list)
         for cover in self._store.live_covers("Requestor"):
-            covers[way_of(cover)].append(cover)
+            covers[way_of(cover), cover.payee].append(cover)
         self._not_before = {way: moment for way, moment in self._not_before.items() if moment > now}
-        self._short = {way: short for way, short in self._short.items() if short.until > now}
+        self._short = {place: short for place, short in self._short.items() if short.until > now}
         budgets = Budgets(self._books, self._store, live, lambda channel: self._rests(channel, now))
-        for way in dict.fromkeys((*covers, *self._short)):
+        for way, payee in dict.fromkeys((*covers, *self._short)):
             if way[2] not in self._shared.chains:
                 continue
             try:
-                self._reserve(way, covers.get(way, []), now, budgets)
+                self._reserve(way, payee, covers.get((way, payee), []), now, budgets)
             except Refused as error:
                 log.error("nothing can be reserved for %s on %s: %s", way[1], way[2], error)
                 self._not_before[way] = now + RETRY_S
@@ -335,17 +335,18 @@ class Payer:
         moments += [float(channel.valid_until + 1) for channel in live]
         for channel in live:
             if channel.state == "open":
-                moments += (self._rested_at(channel), self._shared.unaccepted_until(way_of(channel)))
+                moments += (self._rested_at(channel), self._shared.unaccepted_until(channel))
         return moments + list(self._not_before.values()) + self._closer.next_moments()
 
-    def _reserve(self, way: Way, covers: list[Cover], now: float, budgets: Budgets) -> None:
+    def _reserve(self, way: Way, payee: str, covers: list[Cover], now: float, budgets: Budgets) -> None:
+        """For one payee's address: what is reserved for another that the same node had before pays nothing here."""
         owner, _, platform = way
-        pending = self._store.open_requests(*way)
+        pending = [request for request in self._store.open_requests(*way) if request.payee == payee]
         if any(request.kind in ("reserve", "extend") for request in pending) or self._not_before.get(way, 0) > now:
             return
         now, margin_s = self._shared.now_on(platform), self._shared.margin_s(platform)
-        channels = self._store.of_way("Requestor", way)
-        short = self._short.get(way)
+        channels = [c for c in self._store.of_way("Requestor", way) if c.payee == payee]
+        short = self._short.get((way, payee))
         signer = self._books.voucher_signer.node_id
         usable = [c for c in channels if c.state == "open" and c.signer == signer and now < c.valid_until - margin_s]
         channel = usable[-1] if usable else None
@@ -354,7 +355,7 @@ class Payer:
         if grow is None:
             return
         budgets.take(owner, platform, grow.add)
-        payer, payee = (covers[0].payer, covers[0].payee) if short is None else (short.payer, short.payee)
+        payer = covers[0].payer if short is None else short.payer
         chain, connection = self._shared.chains[platform], self._books.db.connection
         with self._books.write():
             if channel is None:
@@ -396,20 +397,24 @@ class Payer:
     def _idle(self, channel: Channel) -> bool:
         now = self._shared.now()
         allocations = self._books.store.active_allocations(channel.owner)
-        way = way_of(channel)
         wanted = channel.name not in self._leaving and now < self._rested_at(channel)
         return may_close(
             channel,
-            live=way in self._short or any(cover.lives(now) for cover in self._store.live_covers("Requestor", way)),
-            unaccepted=self._shared.unaccepted(way) or self._shared.undelivered(way),
+            live=self._goes_on(channel, now),
+            unaccepted=self._shared.unaccepted(channel) or self._shared.undelivered(way_of(channel)),
             allocated=wanted and any(a.platform == channel.platform for a in allocations),
         )
 
     def _rests(self, channel: Channel, now: float) -> bool:
         """Nothing goes on, and yet it does not close: a bill that nobody accepts any more must not hold up what was."""
+        return channel.state == "open" and not self._goes_on(channel, now) and now >= self._rested_at(channel)
+
+    def _goes_on(self, channel: Channel, now: float) -> bool:
+        """Whether work that it pays for may still come, or its bills."""
         way = way_of(channel)
-        live = way in self._short or any(cover.lives(now) for cover in self._store.live_covers("Requestor", way))
-        return channel.state == "open" and not live and now >= self._rested_at(channel)
+        return (way, channel.payee) in self._short or any(
+            cover.lives(now) and is_paid_through(cover, channel) for cover in self._store.live_covers("Requestor", way)
+        )
 
     def _rested_at(self, channel: Channel) -> float:
         """When a channel has been without work for so long that nothing is expected, allocations or not."""
