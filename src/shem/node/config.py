@@ -20,12 +20,14 @@ from shem.errors import Misconfigured
 
 MIN_KEY, MAX_KEY = 8, 200
 """Characters of an app key."""
+_NETWORK = re.compile(r"[a-z0-9]{1,32}")
+_SYMBOL = re.compile(r"[\w.+$]{1,32}")
 
 
 class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A chain that this node pays on and is paid on; overrides the published table's entry of the same name."""
 
-    chain_id: int
+    chain_id: Annotated[int, msgspec.Meta(ge=1)]
     rpc_urls: tuple[str, ...]
     token: str
     """Address of the ERC-20 contract."""
@@ -37,7 +39,7 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     the network and the token are published."""
     payout: str = ""
     """An address on this network that is paid instead of this node's own account; empty: as the node's ``payout`` says."""
-    depth: int | None = None
+    depth: Annotated[int, msgspec.Meta(ge=0)] | None = None
     """Blocks on top that make a payment final; ``None``: the chain's own ``finalized`` tag."""
     max_fee_gwei: str = ""
     """Most that is ever offered for a unit of gas, as a decimal number; above it payments wait and say so. Empty: what is
@@ -203,9 +205,60 @@ def load_config(data_dir: Path, overrides: Mapping[str, Any], environ: Mapping[s
     if isinstance(values.get("log_level"), str):
         values["log_level"] = values["log_level"].upper()
     try:
-        return msgspec.convert(values, NodeConfig, strict=False, dec_hook=_path)
+        config = msgspec.convert(values, NodeConfig, strict=False, dec_hook=_path)
     except msgspec.ValidationError as error:
-        raise Misconfigured(_complaint(str(error), said_by), code="bad_config") from error
+        words = _with_network(str(error), values.get("networks"))
+        raise Misconfigured(_complaint(words, said_by), code="bad_config", hint=_how_to_write(words)) from error
+    for name, network in config.networks.items():
+        _check_network(name, network, str(path))
+    return config
+
+
+def _with_network(words: str, networks: object) -> str:
+    """The library says that a network is wrong, and not which."""
+    if "$.networks[...]" not in words or not isinstance(networks, Mapping):
+        return words
+    for name, table in networks.items():
+        try:
+            msgspec.convert(table, NetworkConfig, strict=False)
+        except msgspec.ValidationError:
+            return words.replace("$.networks[...]", f"$.networks.{name}")
+    return words
+
+
+_QUOTED = {"max_fee_gwei": "30", "max_tip_gwei": "1.5", "credit": "0.5"}
+_LISTED = {"rpc_urls": "https://polygon.example/rpc", "aliases": "other"}
+
+
+def _how_to_write(words: str) -> str:
+    """What TOML wants around a value of the right meaning."""
+    field = words.rpartition(".")[2].strip("`")
+    if "Expected `str`" in words and field in _QUOTED:
+        return f'write it in quotes, such as "{_QUOTED[field]}", so that it is exact'
+    if "Expected `array`" in words and field in _LISTED:
+        return f'write it in brackets, such as ["{_LISTED[field]}"]'
+    return ""
+
+
+def _check_network(name: str, network: NetworkConfig, source: str) -> None:
+    """What would only be found out when something is to be paid. No address is named: it may have a key in it."""
+    what, hint = "", ""
+    if not _NETWORK.fullmatch(name):  # a platform is told by its hyphens: erc20-<network>-<token>
+        what, hint = f"{name[:40]!r} is no name of a network", "use small letters and digits only, 32 at most"
+    elif not _SYMBOL.fullmatch(network.token_symbol):
+        what, hint = f"{name}.token_symbol is no symbol of a token", "use letters, digits and dots, 32 at most"
+    elif not all(_is_endpoint(url) for url in network.rpc_urls):
+        what, hint = f"{name}.rpc_urls: one is no address of an endpoint", "write it as https://polygon.example/rpc"
+    if what:
+        raise Misconfigured(f"{source}: networks.{what}", code="bad_config", hint=hint)
+
+
+def _is_endpoint(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _complaint(words: str, said_by: Mapping[str, str]) -> str:
@@ -213,7 +266,8 @@ def _complaint(words: str, said_by: Mapping[str, str]) -> str:
     if unknown := re.search(r"unknown field `(\w+)`(?: - at `\$\.?(.*)`)?", words):
         table = unknown[2] or ""
         source = said_by.get((table or unknown[1]).split(".")[0].split("[")[0], "the configuration")
-        return f"{source}: {table + '.' if table else ''}{unknown[1]} is no setting of a node"
+        of = "network" if table.startswith("networks") else "node"
+        return f"{source}: {table + '.' if table else ''}{unknown[1]} is no setting of a {of}"
     what, _, place = words.partition(" - at `$")
     field = place.strip("`.")
     return f"{said_by.get(field.split('.')[0].split('[')[0], 'the configuration')}: {field}: {what}"

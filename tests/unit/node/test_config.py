@@ -91,3 +91,55 @@ def test_secrets_are_not_shown(tmp_path: Path) -> None:
     config = load(tmp_path, YAGNA_AUTOCONF_APPKEY="a-key-that-is-long", YAGNA_AUTOCONF_ID_SECRET="ab" * 32)
     assert repr(config) == f"NodeConfig({str(tmp_path)!r})"
     assert str(config) == repr(config)
+
+
+NETWORK = '[networks.mine]\nchain_id = 1337\nrpc_urls = ["http://127.0.0.1:8545"]\ntoken = "0x01"\n'
+
+
+@pytest.mark.parametrize(
+    ("line", "message", "hint"),
+    [
+        ('vualt = "0x02"', "networks.mine.vualt is no setting of a network", None),
+        ("max_fee_gwei = 30", "networks.mine.max_fee_gwei: Expected `str`, got `int`", 'in quotes, such as "30"'),
+        ("credit = 0.5", "networks.mine.credit: Expected `str`, got `float`", 'in quotes, such as "0.5"'),
+        ("aliases = 'other'", "networks.mine.aliases: Expected `array`, got `str`", 'in brackets, such as ["other"]'),
+        ("depth = -1", "networks.mine.depth: Expected `int` >= 0", None),
+        ('finality_s = "soon"', "networks.mine.finality_s: Expected `float | null`, got `str`", None),
+    ],
+)
+def test_a_mistake_in_a_network_names_it_and_what_to_write(
+    tmp_path: Path, line: str, message: str, hint: str | None
+) -> None:
+    """Also where another network stands before it."""
+    good = NETWORK.replace("mine", "good").replace("1337", "1338")
+    with pytest.raises(Misconfigured) as refused:
+        load(tmp_path, good + NETWORK + line)
+    assert refused.value.code == "bad_config"
+    assert refused.value.message == f"{tmp_path / 'config.toml'}: {message}"
+    assert hint is None or hint in (refused.value.hint or "")
+
+
+@pytest.mark.parametrize("url", ["polygon.example/rpc", "", "ftp://polygon.example", "https://", "http://h:99999/x"])
+def test_an_endpoint_without_an_address_stops_the_start(tmp_path: Path, url: str) -> None:
+    """Found at the first payment, it would be too late."""
+    with pytest.raises(Misconfigured) as refused:
+        load(tmp_path, NETWORK.replace("http://127.0.0.1:8545", url))
+    assert "networks.mine.rpc_urls" in refused.value.message
+    assert "https://" in (refused.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "change", [("mine", '"my-net"'), ("mine", '"My Net"'), ("token =", 'token_symbol = "a-b"\ntoken =')]
+)
+def test_names_that_a_platform_could_not_be_told_by_stop_the_start(tmp_path: Path, change: tuple[str, str]) -> None:
+    """``erc20-my-net-glm`` has a part too many for whoever reads it."""
+    with pytest.raises(Misconfigured) as refused:
+        load(tmp_path, NETWORK.replace(*change))
+    assert refused.value.code == "bad_config"
+    assert "networks." in refused.value.message
+    assert "letters" in (refused.value.hint or "")
+
+
+def test_a_token_may_be_called_as_tokens_are(tmp_path: Path) -> None:
+    config = load(tmp_path, NETWORK + 'token_symbol = "USDC.e"')
+    assert config.networks["mine"].token_symbol == "USDC.e"
