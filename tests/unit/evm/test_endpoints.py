@@ -12,7 +12,7 @@ import pytest
 
 from shem.cogs.clock import ManualClock
 from shem.node.payment.drivers.base import ChainUnreachable, NotFinalYet, PaymentNotFound, Settlement
-from shem.node.payment.drivers.evm.manager import STRANGE_LOOKS
+from shem.node.payment.drivers.evm.manager import STRANGE_LOOKS, NotStuck
 from shem.testing.devchain.chain import Chain
 from shem.testing.devchain.node import DevChain
 from shem.testing.devchain.rpc import Rpc
@@ -289,6 +289,27 @@ async def test_another_chain_with_the_same_id_takes_over_nothing(bench: Bench, t
     await bench.steps(4, mine=True)
     assert bench.states == ["final", "final"]
     fresh.close()
+
+
+async def test_nothing_is_made_anew_on_the_word_of_an_endpoint_that_is_behind(bench: Bench, tmp_path: Path) -> None:
+    """The one that knows the end of it dies when it has said that the nonce is used; the other has seen no receipt yet."""
+    shutil.copytree(tmp_path / "chain", tmp_path / "behind")
+    behind = Chain(tmp_path / "behind")
+    bench.payer.order("a", PAYEE, 7)
+    await bench.steps()
+    for _ in range(4):
+        bench.chain.chain.mine()
+
+    def once(request: Any) -> Any:
+        if isinstance(request, dict) and request["method"] == "eth_getTransactionCount":
+            bench.lines["a"] = down
+        return bench.chain.rpc.answer(request)
+
+    bench.lines |= {"a": once, "b": Rpc(behind, changed=lambda: None, automine=lambda on: None).answer}
+    with pytest.raises((NotStuck, ChainUnreachable)):
+        await bench.payer.driver.retry(bench.payer.identity.address, "1")
+    assert (bench.states, bench.payer.told) == (["sent"], [])
+    behind.close()
 
 
 async def test_two_daemons_with_one_key(

@@ -184,7 +184,9 @@ class TransactionManager:
         final = (await self._look()).final
         asked = [self._signer.address, hex(max(final, 0))]
         used = number(await self._pool.call("eth_getTransactionCount", asked, str))
-        found, _ = await self._receipts([intent_id])
+        found, known = await self._receipts([intent_id])
+        if known < final:
+            raise ChainUnreachable("an endpoint is behind the others: what it does not know may have happened")
         if final < 0 or used <= intent.nonce or found:
             raise NotStuck(
                 f"no final block shows that nonce {intent.nonce} is somebody else's", hint="wait, then say it again"
