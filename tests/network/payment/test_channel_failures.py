@@ -565,6 +565,31 @@ def test_a_letter_that_waits_for_the_chain_holds_up_no_other(world: World) -> No
     assert world.bob.store.document(late, world.bob.id).state == "ACCEPTED"
 
 
+def test_an_acceptance_waits_for_the_one_before_it_where_they_are_on_two_channels(world: World) -> None:
+    """The second's voucher says less than both together; refused, it would never be heard of again."""
+    deal = Deal(world)
+    deal.bill(5)
+    first, second = deal.note(20), deal.note(70)
+    old = channel(world.alice)
+    world.alice.channels.save(msgspec.structs.replace(old, state="closing"))
+    world.do(world.alice.payments.channels.changed)
+    world.run(20)  # work goes on: another is reserved, and bob does not agree to the old one's end
+    assert [c.state for c in world.alice.channels.channels(world.alice.id)] == ["open", "open"]
+    world.vault.away = True
+    world.bob.channels.save(msgspec.structs.replace(world.bob.channels.channels(world.bob.id)[0], reserved=5 * CENT))
+    deal.accept(first)
+    deal.accept(second)
+    assert [c.signed // CENT for c in world.alice.channels.channels(world.alice.id)] == [20, 50]
+    world.run(60)
+    world.vault.away = False
+    world.run(120)
+    states = [world.bob.store.document(note, world.bob.id).state for note in (first, second)]
+    assert (states, deal.cents(world.bob)) == (["ACCEPTED", "ACCEPTED"], (70, 0))
+    deal.end(71)
+    world.run(DAY_S)
+    all_is_over(world, deal)
+
+
 # --- more than one at a time
 
 

@@ -85,6 +85,10 @@ class VoucherWrong(Refused):
     default_code = "voucher_wrong"
 
 
+class VoucherLow(VoucherWrong):
+    """It is good, and for too little."""
+
+
 class VoucherLate(Refused):
     """The channel is closed."""
 
@@ -191,8 +195,8 @@ def sign_up(channel: Channel, more: int, now: float, margin_s: float) -> Channel
 def take_voucher(channel: Channel, voucher: Voucher | None, more: int, now: float, margin_s: float) -> Channel:
     """An acceptance makes the payer owe ``more``: the payee's channel after it, if a voucher covers it.
 
-    Raises :class:`VoucherMissing`, :class:`VoucherWrong`, :class:`VoucherLate`, :class:`CoverNotSeen`; then nothing
-    was accepted.
+    Raises :class:`VoucherMissing`, :class:`VoucherWrong`, :class:`VoucherLow`, :class:`VoucherLate`,
+    :class:`CoverNotSeen`; then nothing was accepted.
     """
     owed = channel.owed + more
     if channel.claimed >= owed:  # it has arrived already: the letter was long on its way
@@ -206,7 +210,7 @@ def take_voucher(channel: Channel, voucher: Voucher | None, more: int, now: floa
         return msgspec.structs.replace(channel, owed=owed)
     if voucher is None:
         raise VoucherMissing(f"{format_amount(owed)} are owed in all and no voucher says so")
-    raise VoucherWrong(f"the voucher is for {format_amount(voucher.amount)}; {format_amount(owed)} are owed in all")
+    raise VoucherLow(f"the voucher is for {format_amount(voucher.amount)}; {format_amount(owed)} are owed in all")
 
 
 def _check_voucher(channel: Channel, voucher: Voucher, now: float, margin_s: float) -> None:

@@ -19,6 +19,7 @@ from shem.node.payment.channel import (
     Channel,
     CoverNotSeen,
     Voucher,
+    VoucherLow,
     VoucherMissing,
     VoucherWrong,
     agree_to_close,
@@ -244,6 +245,11 @@ class Payee:
         except CoverNotSeen:
             self._watch_again(channel)
             raise
+        except VoucherLow as error:
+            if all(c.name == channel.name or c.payee != key.payee for c in self._store.of_way("Provider", way)):
+                raise
+            # An acceptance before it, on another channel, may be on its way still: with that one it will do.
+            raise CoverNotSeen(f"{error.message}, unless another channel's voucher is under way") from None
         self._store.save(after)
         if channel.claimed > channel.owed:  # it has paid what nobody had told us that it owes
             self._books.db.after_commit(lambda: self.count_later(account.owner, account.peer_id, pair_of(channel)))
