@@ -10,7 +10,7 @@ import pytest
 from shem.cogs.clock import ManualClock
 from shem.node.identity.keys import Identity
 from shem.node.payment.drivers.base import ChainUnreachable, Failure, Settlement
-from shem.node.payment.drivers.evm.manager import NotStuck
+from shem.node.payment.drivers.evm.manager import MAX_ATTEMPTS, NotStuck
 from shem.node.payment.drivers.evm.transaction import Transaction
 from shem.testing.devchain.node import DevChain
 
@@ -376,6 +376,27 @@ async def test_one_that_cannot_go_does_not_hold_up_the_others(make: Callable[...
     await bench.steps(6, mine=True)
     assert bench.states[-1] == "final"
     assert set(bench.states[:-1]) == {"new"}
+
+
+async def test_a_price_that_rises_after_the_last_offer_is_followed(make: Callable[..., Bench]) -> None:
+    """What an endpoint took and never gave away has been offered as often as is usual. Then the price rises."""
+    bench = make(replace_after_s=60.0, rebroadcast_s=10.0, wei=10**20, max_fee_wei=1000 * GWEI)
+    bench.payer.order("a", PAYEE, 1)
+    for _ in range(30):
+        await bench.steps(1)
+        await bench.clock.advance(60)
+    offers = [fee for (fee,) in bench.rows("select max_fee from evm_attempt order by max_fee")]
+    assert len(offers) == MAX_ATTEMPTS
+    bench.chain.fund(SPENDER.address, wei=100_000 * 10**18)
+    fill_blocks(bench.chain, 36)
+    base = bench.chain.chain.header(bench.chain.chain.head).base_fee_per_gas
+    assert offers[-1] < base < bench.payer.network.max_fee_wei
+    for _ in range(4):
+        await bench.steps(1)
+        await bench.clock.advance(60)
+    assert len(bench.rows("select 1 from evm_attempt")) == MAX_ATTEMPTS + 1, "and no more than it takes"
+    await bench.steps(4, mine=True)
+    assert bench.states == ["final"]
 
 
 async def test_a_lost_line_leaves_everything_in_its_place(make: Callable[..., Bench]) -> None:

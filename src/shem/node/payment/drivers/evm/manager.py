@@ -57,6 +57,7 @@ log = logging.getLogger(__name__)
 MAX_IN_FLIGHT = 64
 """What ordinary nodes keep of one account without dropping any."""
 MAX_ATTEMPTS = 20
+"""At a price that the chain would take. When it rises above the last offer there are more, as far as the limit goes."""
 STRANGE_LOOKS = 3
 """After so many looks a used nonce without a receipt is no race but somebody else's transaction."""
 
@@ -426,13 +427,13 @@ class TransactionManager:
     ) -> Attempt | None:
         limit = self._network.max_fee_wei
         offer = fees.better(view.base_fee, view.tip, limit, (best.max_fee, best.max_tip))
-        if offer is None or len(tried) >= MAX_ATTEMPTS:
+        enough = best.max_fee >= view.base_fee + min(view.tip, best.max_tip)
+        if offer is None or (enough and len(tried) >= MAX_ATTEMPTS):
             gwei = format_amount(limit, 9)
-            self._note(
-                problems,
-                "TxStuck",
-                f"{intent.key} waits at {format_amount(best.max_fee, 9)} gwei; the limit for fees is {gwei} gwei",
-            )
+            text = f"{intent.key} waits at {format_amount(best.max_fee, 9)} gwei; the limit for fees is {gwei} gwei"
+            if offer is not None:
+                text = f"{intent.key} was offered {len(tried)} times, and is not mined at {format_amount(best.max_fee, 9)} gwei"
+            self._note(problems, "TxStuck", text)
             return None
         assert intent.nonce is not None
         try:
