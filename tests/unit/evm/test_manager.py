@@ -10,8 +10,10 @@ import pytest
 from shem.cogs.clock import ManualClock
 from shem.node.identity.keys import Identity
 from shem.node.payment.drivers.base import ChainUnreachable, Failure, Settlement
+from shem.node.payment.drivers.evm import erc20
 from shem.node.payment.drivers.evm.manager import MAX_ATTEMPTS, NotStuck
 from shem.node.payment.drivers.evm.transaction import Transaction
+from shem.testing.devchain import places
 from shem.testing.devchain.node import DevChain
 
 PAYEE = "0x" + "22" * 20
@@ -374,6 +376,36 @@ async def test_one_that_cannot_go_does_not_hold_up_the_others(make: Callable[...
             bench.manager.submit(connection, f"bad{place}", "0x" + "5e" * 20, b"", value=10**30)
     bench.payer.order("good", PAYEE, 1)
     await bench.steps(6, mine=True)
+    assert bench.states[-1] == "final"
+    assert set(bench.states[:-1]) == {"new"}
+
+
+@pytest.mark.parametrize("refused", [True, False])
+async def test_any_number_that_cannot_go_holds_up_nobody(make: Callable[..., Bench], refused: bool) -> None:
+    """Time goes on between the looks; those at the head are refused again each time, or wait for tokens."""
+    bench = make(refused_s=10.0)
+    with bench.payer.db.transaction() as connection:
+        for place in range(70 if refused else 0):
+            bench.manager.submit(connection, f"bad{place}", places.TOKEN_ADDRESS, erc20.transfer(PAYEE, 10**30))
+    for place in range(0 if refused else 70):
+        bench.payer.order(f"bad{place}", PAYEE, 10**30)
+    bench.payer.order("good", PAYEE, 1)
+    for _ in range(6):
+        await bench.steps(1, mine=True)
+        await bench.clock.advance(12)
+    assert bench.states[-1] == "final"
+    assert set(bench.states[:-1]) == {"new"}
+
+
+async def test_what_lacks_coins_holds_up_nothing_cheaper(make: Callable[..., Bench]) -> None:
+    bench = make(wei=5 * 10**14)
+    with bench.payer.db.transaction() as connection:
+        for place in range(70):
+            bench.manager.submit(connection, f"dear{place}", PAYEE, b"", value=46 * 10**13)
+    bench.payer.order("good", PAYEE, 1)
+    for _ in range(6):
+        await bench.steps(1, mine=True)
+        await bench.clock.advance(12)
     assert bench.states[-1] == "final"
     assert set(bench.states[:-1]) == {"new"}
 

@@ -56,6 +56,8 @@ log = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 64
 """What ordinary nodes keep of one account without dropping any."""
+MAX_WAITING = 1000
+"""Of which those that may go now are chosen."""
 MAX_ATTEMPTS = 20
 """At a price that the chain would take. When it rises above the last offer there are more, as far as the limit goes."""
 STRANGE_LOOKS = 3
@@ -145,6 +147,7 @@ class TransactionManager:
         self._sent_at: dict[int, float] = {}
         self._offered_at: dict[str, float] = {}
         self._put_off: dict[int, float] = {}
+        self._tried_at: dict[int, float] = {}
         self._strange: dict[int, int] = {}
 
     def submit(
@@ -448,11 +451,13 @@ class TransactionManager:
         under_way = self._store.under_way()
         in_flight = [intent for intent in under_way if intent.state == "sent"]
         now = self._clock.monotonic()
-        self._put_off = {i: until for i, until in self._put_off.items() if until > now}
         room = MAX_IN_FLIGHT - len(in_flight)
-        waiting = [i for i in self._store.waiting(MAX_IN_FLIGHT + len(self._put_off)) if i.id not in self._put_off]
-        waiting = waiting[: max(room, 0)]
-        if not waiting:
+        waiting = self._store.waiting(MAX_WAITING + len(self._put_off))
+        known = {intent.id for intent in waiting}
+        self._put_off = {i: until for i, until in self._put_off.items() if i in known}
+        self._tried_at = {i: at for i, at in self._tried_at.items() if i in known}
+        waiting = [i for i in waiting if self._put_off.get(i.id, now) <= now]
+        if not waiting or room <= 0:
             return
         offer = fees.offer(view.base_fee, view.tip, self._network.max_fee_wei)
         if offer is None:
@@ -462,7 +467,10 @@ class TransactionManager:
         admission = await self._admit(waiting, in_flight)
         if admission.problem is not None:
             problems[admission.problem.code] = admission.problem
-        ready = await self._affordable(admission.admitted, in_flight, view, offer[0], problems)
+        # Those that could not go before go last: however many they are, there is room for others.
+        turns = sorted(admission.admitted, key=lambda intent: self._tried_at.get(intent.id, float("-inf")))[:room]
+        self._tried_at |= {intent.id: now for intent in turns}
+        ready = await self._affordable(turns, in_flight, view, offer[0], problems)
         if not ready:
             return
         own = self._store.next_nonce()
