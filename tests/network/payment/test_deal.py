@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shem.errors import Conflict, Gone, MoneyShort, NotFound, Refused
+from shem.node.payment import settlement
 from shem.node.payment.drivers.free import PLATFORM as FREE
 from shem.node.payment.ledger import AllocationReleased, WrongAllocation, WrongAmount
 from shem.node.payment.provider import AlreadyAccepted, NoAnswerYet
@@ -34,6 +35,22 @@ async def test_invoice_is_paid_once_and_seen_on_both_sides(world, alice, bob, wa
     [got] = await bob.payments.transfers(bob.id, after=None, limit=10, session=None, timeout_s=0)
     assert (paid.payment_id, paid.tx_hash, paid.block_number) == (got.payment_id, got.tx_hash, got.block_number)
     assert got.amount == TGLM // 2
+
+
+async def test_however_much_is_due_at_once_is_paid(world, alice, bob, wait, monkeypatch):
+    """Nothing wakes the settler for what it leaves, and what cannot be paid stays where it is."""
+    monkeypatch.setattr(settlement, "MAX_DUES", 5)
+    allocation = await alice.allocate("5")
+    deals = [world.deals.make(alice.id, bob.id) for _ in range(24)]
+    for deal in deals:
+        note = await bob.bill_note(world.deals.activity(deal), "0.01")
+        alice.accept("debit-note", note, "0.01", allocation)
+    with alice.db.transaction() as connection:  # as after a change of configuration
+        connection.execute(
+            f"update payment_account set platform = 'gone' where agreement_id in ({','.join('?' * 12)})", deals[:12]
+        )
+    alice.payments.allocations.release(alice.id, allocation)
+    await wait(lambda: world.bank.balances.get(bob.id) == 12 * TGLM // 100, "what can be paid")
 
 
 async def test_only_differences_are_spent_and_paid(world, alice, bob, wait):

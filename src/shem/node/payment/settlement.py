@@ -48,6 +48,7 @@ VERIFY_AT_ONCE = 8
 REORDER_FIRST = timedelta(seconds=10)
 REORDER_LAST = timedelta(hours=1)
 MAX_DUES = 1000
+"""Looked at together."""
 
 
 class WrongClaim(Refused):
@@ -75,13 +76,18 @@ class Settler:
     def order_dues(self) -> None:
         """Make orders of everything that is due now, and of what the same account is to pay later: one transaction pays
         them all."""
+        now, last = self._books.clock.now(), 0
+        while due_now := self._store.open_dues(now, MAX_DUES, last):
+            last = due_now[-1].due_id  # not again those that cannot be ordered
+            later = self._store.early_dues(now, MAX_DUES)
+            self._order_all([(due, False) for due in due_now] + [(due, True) for due in later])
+
+    def _order_all(self, dues_now: Sequence[tuple[Due, bool]]) -> None:
+        """``True``: only with others of the same account."""
         groups: dict[tuple[str, ...], list[Due]] = {}
         accounts: dict[tuple[str, ...], ledger.Account] = {}
-        now = self._books.clock.now()
-        due_now = [(due, False) for due in self._store.open_dues(now, MAX_DUES)]
-        later = [(due, True) for due in self._store.early_dues(now, MAX_DUES)] if due_now else []
         paying: set[tuple[str, str]] = set()
-        for due, early in due_now + later:
+        for due, early in dues_now:
             account = self._store.account(due.agreement_id, due.owner)
             if account is None:
                 continue

@@ -368,9 +368,10 @@ class Store:
             to_us(not_before),
         )
 
-    def open_dues(self, now: datetime, limit: int) -> list[Due]:
-        """Those in no order that may be ordered now, oldest first."""
-        return self._dues("order_id is null and not_before <= ? order by due_id limit ?", to_us(now), limit)
+    def open_dues(self, now: datetime, limit: int, after: int = 0) -> list[Due]:
+        """Those in no order that may be ordered now and came after one, oldest first."""
+        where = "order_id is null and not_before <= ? and due_id > ? order by due_id limit ?"
+        return self._dues(where, to_us(now), after, limit)
 
     def early_dues(self, now: datetime, limit: int) -> list[Due]:
         """Those that wait for their date, not for another attempt; the next first."""
