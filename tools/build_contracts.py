@@ -25,6 +25,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "contracts"
 ARTIFACTS = ROOT / "src" / "shem" / "testing" / "devchain" / "artifacts"
+OF_NODES = {"Vault": ROOT / "src" / "shem" / "node" / "payment" / "drivers" / "evm" / "artifacts"}
+"""A node puts the vault on chains itself, and may not know what is made for tests."""
 
 MUTATIONS = SOURCES / "mutants.json"
 MUTANTS = {
@@ -66,7 +68,8 @@ def products() -> Iterator[Product]:
             "sourceSha256": hashlib.sha256(source.read_bytes()).hexdigest(),
             "settings": {"evmVersion": EVM_VERSION, "optimize": OPTIMIZE},
         }
-        yield Product(ARTIFACTS / f"{source.stem}.json", stamp, partial(artifact, source, stamp))
+        target = OF_NODES.get(source.stem, ARTIFACTS) / f"{source.stem}.json"
+        yield Product(target, stamp, partial(artifact, source, stamp))
     for contract, target in MUTANTS.items():
         source, wanted = SOURCES / f"{contract}.vy", mutations[contract]
         made_from = hashlib.sha256(source.read_bytes() + json.dumps(wanted).encode()).hexdigest()

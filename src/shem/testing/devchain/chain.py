@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from coincurve import PrivateKey
 from eth_utils import keccak
 
 from shem.errors import Misconfigured
-from shem.node.payment.drivers.evm import vault
+from shem.node.payment.drivers.evm import standard, vault
 from shem.testing.devchain import places
 from shem.testing.devchain.evm import GAS_LIMIT, Account, BadTransaction, Call, Evm, Executed, Outcome
 from shem.testing.devchain.mempool import Mempool, PoolError, fee_of, tip_of
@@ -48,7 +48,8 @@ def address_bytes(text: str) -> bytes:
 
 
 def genesis_accounts(chain_id: int) -> dict[bytes, Account]:
-    """The faucet with all coins and tokens; the token, the multi-transfer and the vault at their fixed places."""
+    """The faucet with all coins and tokens; the token, the multi-transfer and the vault at their fixed places; and the
+    deployment proxy, which puts what others want at places of their own."""
     faucet = address_bytes(faucet_address())
     layout = places.artifact("Token")["storageLayout"]
     balances = int(layout["balanceOf"]).to_bytes(32, "big")
@@ -65,6 +66,7 @@ def genesis_accounts(chain_id: int) -> dict[bytes, Account]:
             code=places.runtime_code("MultiTransfer") + token.rjust(32, b"\0")
         ),
         address_bytes(places.VAULT_ADDRESS): Account(code=_vault_code(chain_id)),
+        address_bytes(standard.DEPLOYER): Account(code=places.DEPLOYER_CODE),
     }
 
 
@@ -87,8 +89,11 @@ class UnknownBlock(Exception):
 class Chain:
     """One chain in one directory. Not thread-safe: one event loop owns it."""
 
-    def __init__(self, directory: Path, *, chain_id: int = places.CHAIN_ID) -> None:
-        """Goes on with the chain in ``directory`` or starts one there.
+    def __init__(
+        self, directory: Path, *, chain_id: int = places.CHAIN_ID, others: Mapping[str, Account] | None = None
+    ) -> None:
+        """Goes on with the chain in ``directory`` or starts one there, with ``others`` in its first block beside what is
+        usual, or in its place.
 
         Raises :class:`Misconfigured` when it is another chain's, or in use.
         """
@@ -98,7 +103,8 @@ class Chain:
         self.pool = Mempool()
         head = self._store.head()
         if head is None:
-            header = self._evm.genesis(genesis_accounts(chain_id), int(time.time()))
+            accounts = genesis_accounts(chain_id) | {address_bytes(at): a for at, a in (others or {}).items()}
+            header = self._evm.genesis(accounts, int(time.time()))
             with self._store.transaction():
                 self._store.set_meta("chain_id", str(chain_id))
                 self._append(header, [])

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -21,6 +22,7 @@ from shem.cogs.decoding import DECODE_ERRORS
 from shem.cogs.tasks import TaskScope
 from shem.testing.devchain import places
 from shem.testing.devchain.chain import Chain, address_bytes
+from shem.testing.devchain.evm import Account
 from shem.testing.devchain.rpc import NOT_JSON, Rpc
 
 log = logging.getLogger(__name__)
@@ -46,13 +48,16 @@ class DevChain:
         block_time_s: float = BLOCK_TIME_S,
         chain_id: int = places.CHAIN_ID,
         automine: bool = True,
+        others: Mapping[str, Account] | None = None,
     ) -> None:
-        """``port`` 0 takes a free one; without a ``directory`` the chain is forgotten at the end."""
+        """``port`` 0 takes a free one; without a ``directory`` the chain is forgotten at the end. ``others``: see
+        :class:`~shem.testing.devchain.chain.Chain`."""
         self._port = port
         self._directory = directory
         self._block_time_s = block_time_s
         self.chain_id = chain_id
         self._automine = automine
+        self._others = others
         self._wake = asyncio.Event()
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._scope = TaskScope("devchain")
@@ -70,7 +75,7 @@ class DevChain:
             self._temporary = tempfile.TemporaryDirectory(prefix="shem-devchain-")
         directory = self._directory or Path(self._temporary.name if self._temporary else "")
         directory.mkdir(parents=True, exist_ok=True)
-        self.chain = Chain(directory, chain_id=self.chain_id)
+        self.chain = Chain(directory, chain_id=self.chain_id, others=self._others)
         self.rpc = Rpc(self.chain, changed=self._wake.set, automine=self._switch)
         app = web.Application(client_max_size=MAX_REQUEST_BYTES)
         app.router.add_post("/", self._serve)
