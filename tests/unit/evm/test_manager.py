@@ -349,6 +349,24 @@ async def test_what_was_mined_is_never_done_anew(
     assert (bench.states, token_balance(PAYEE)) == (["final"], 1)
 
 
+async def test_a_nonce_that_nobody_uses_any_more_is_told(
+    make: Callable[..., Bench], token_balance: Callable[[str], int]
+) -> None:
+    """A reorg forgets the transaction of another program that ours came after."""
+    bench = make(rebroadcast_s=0.0)
+    bench.chain.chain.submit(foreign(bench.payer.identity, 0))
+    bench.chain.chain.mine()
+    bench.payer.order("a", PAYEE, 1)
+    await bench.steps(1)
+    bench.chain.chain.reorg(1, requeue=False)
+    await bench.steps(4, mine=True)
+    assert (bench.states, bench.codes) == (["sent"], ["TxStuck"])
+    assert "nonce 0" in bench.manager.problems()[0].message
+    bench.chain.chain.submit(foreign(bench.payer.identity, 0))
+    await bench.steps(5, mine=True)
+    assert (bench.states, bench.codes, token_balance(PAYEE)) == (["final"], [], 1)
+
+
 async def test_nonces_used_before_us_are_passed_over(make: Callable[..., Bench]) -> None:
     bench = make()
     for nonce in range(3):

@@ -149,6 +149,7 @@ class TransactionManager:
         self._put_off: dict[int, float] = {}
         self._tried_at: dict[int, float] = {}
         self._strange: dict[int, int] = {}
+        self._gap_looks = 0
 
     def submit(
         self, connection: sqlite3.Connection, key: str, dst: str, data: bytes, value: int = 0, *, urgent: bool = False
@@ -408,6 +409,7 @@ class TransactionManager:
         ]
         if not pending:
             return
+        self._look_for_gap(pending[0], view, problems)
         now = self._clock.monotonic()
         due: list[Attempt] = []
         attempts = self._store.attempts([i.id for i in pending])
@@ -423,7 +425,20 @@ class TransactionManager:
                     continue
             if now - self._sent_at.get(intent.id, float("-inf")) >= self._network.rebroadcast_s:
                 due.append(best)
-        await self._broadcast(due, problems)
+        # To all: an endpoint may have lost what it took, or have told nobody.
+        await self._broadcast(due, problems, everywhere=True)
+
+    def _look_for_gap(self, first: Intent, view: View, problems: dict[str, DriverProblem]) -> None:
+        """Nothing is mined after a nonce that nobody uses: one that another program's transaction had before a reorg."""
+        assert first.nonce is not None
+        if first.nonce <= view.nonce or self._store.has_nonce(view.nonce):
+            self._gap_looks = 0
+            return
+        self._gap_looks += 1
+        if self._gap_looks >= STRANGE_LOOKS:
+            text = f"{first.key} has nonce {first.nonce}, and no transaction of the account has nonce {view.nonce} any more: "
+            text += "until the other program sends its own again, nothing of this account can be mined"
+            self._note(problems, "TxStuck", text)
 
     def _better_offer(
         self, intent: Intent, tried: Sequence[Attempt], best: Attempt, view: View, problems: dict[str, DriverProblem]

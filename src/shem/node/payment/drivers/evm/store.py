@@ -204,6 +204,13 @@ class IntentStore:
         ).fetchone()
         return 0 if row["highest"] is None else int(row["highest"]) + 1
 
+    def has_nonce(self, nonce: int) -> bool:
+        """Whether an intent of this account was given it, whatever became of that."""
+        row = self._connection.execute(
+            "select 1 from evm_intent where chain_id = ? and sender = ? and nonce = ?", (*self._account, nonce)
+        ).fetchone()
+        return row is not None
+
     def give_nonce(self, intent: int, nonce: int) -> None:
         """Once, for ever."""
         done = self._connection.execute(
