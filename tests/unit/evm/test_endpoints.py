@@ -138,13 +138,9 @@ def broken(bench: Bench, method: str, **reply: Any) -> Callable[[Any], Any]:
     """An endpoint that answers one of the questions like this, and all others truly."""
 
     def answer(request: Any) -> Any:
-        if isinstance(request, dict):
-            return answer([request])[0]
-        told = bench.chain.rpc.answer(request)
-        return [
-            {"id": asked["id"]} | reply if asked["method"] == method else said
-            for asked, said in zip(request, told, strict=True)
-        ]
+        if isinstance(request, list):
+            return [answer(one) for one in request]
+        return {"id": request["id"]} | reply if request["method"] == method else bench.chain.rpc.answer(request)
 
     return answer
 
@@ -162,6 +158,27 @@ async def test_payments_go_by_another_endpoint_when_the_first_is_of_no_use(
     bench.payer.order("a", PAYEE, 7)
     await bench.steps(4, mine=True)
     assert (bench.states, token_balance(PAYEE)) == (["final"], 7)
+
+
+async def test_an_endpoint_that_tells_nobody_holds_up_nothing(
+    bench: Bench, token_balance: Callable[[str], int]
+) -> None:
+    """It takes transactions, and keeps them."""
+    bench.lines["a"] = broken(bench, "eth_sendRawTransaction", result="0x" + "00" * 32)
+    bench.payer.order("a", PAYEE, 7)
+    await bench.steps(5, mine=True)
+    assert (bench.states, token_balance(PAYEE)) == (["final"], 7)
+
+
+async def test_a_second_endpoint_that_takes_it_is_enough(bench: Bench) -> None:
+    bench.lines["a"] = broken(bench, "eth_sendRawTransaction", error={"code": -32000, "message": "over the fee cap"})
+    bench.payer.order("a", PAYEE, 7)
+    await bench.steps()
+    assert "over the fee cap" in bench.problems["RpcError"]
+    await bench.steps()
+    assert bench.problems == {}
+    await bench.steps(4, mine=True)
+    assert bench.states == ["final"]
 
 
 async def test_endpoints_that_refuse_are_named(bench: Bench) -> None:

@@ -595,21 +595,23 @@ class TransactionManager:
             for attempt in attempts:
                 self._store.add_attempt(attempt)
 
-    async def _broadcast(self, attempts: Sequence[Attempt], problems: dict[str, DriverProblem]) -> None:
-        if not attempts:
-            return
-        results = await self._pool.batch([("eth_sendRawTransaction", ["0x" + a.raw.hex()]) for a in attempts])
-        now = self._clock.monotonic()
-        for attempt, result in zip(attempts, results, strict=True):
-            self._sent_at[attempt.intent] = now
-            self._offered_at.setdefault(attempt.tx_hash, now)
-            if not isinstance(result, RpcRefused):
-                continue
-            reason = result.message.lower()
-            if any(harmless in reason for harmless in _HARMLESS):
-                continue
-            code = "InsufficientGas" if "insufficient funds" in reason else "RpcError"
-            self._note(problems, code, f"{attempt.tx_hash} is not taken: {result.message}")
+    async def _broadcast(
+        self, attempts: Sequence[Attempt], problems: dict[str, DriverProblem], *, everywhere: bool = False
+    ) -> None:
+        for start in range(0, len(attempts), MAX_BATCH):
+            part = attempts[start : start + MAX_BATCH]
+            calls: list[Call] = [("eth_sendRawTransaction", ["0x" + attempt.raw.hex()]) for attempt in part]
+            answers = await self._pool.everywhere(calls) if everywhere else [await self._pool.batch(calls)]
+            now = self._clock.monotonic()
+            for attempt, *said in zip(part, *answers, strict=True):
+                self._sent_at[attempt.intent] = now
+                self._offered_at.setdefault(attempt.tx_hash, now)
+                refusals = [one for one in said if isinstance(one, RpcRefused) and not _is_harmless(one)]
+                if len(refusals) < len(said):
+                    continue
+                reason = refusals[0].message
+                code = "InsufficientGas" if "insufficient funds" in reason.lower() else "RpcError"
+                self._note(problems, code, f"{attempt.tx_hash} is not taken: {reason}")
 
     def _note(self, problems: dict[str, DriverProblem], code: str, message: str, needed: str = "") -> None:
         """One problem of a kind is enough to act on."""
@@ -626,6 +628,11 @@ class TransactionManager:
             type=DriverProblem,
         )
         problems.setdefault(code, problem)
+
+
+def _is_harmless(refusal: RpcRefused) -> bool:
+    reason = refusal.message.lower()
+    return any(harmless in reason for harmless in _HARMLESS)
 
 
 def _estimate(answer: msgspec.Raw | RpcRefused) -> int | RpcRefused:

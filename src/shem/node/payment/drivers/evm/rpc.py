@@ -37,6 +37,7 @@ MAX_ANSWER_BYTES = 16 << 20
 MAX_BATCH = 100
 """Public endpoints refuse more."""
 
+WAITING = "payments wait and go on by themselves when an endpoint answers again"
 _YEAR_10000 = 253_402_300_800
 
 Transport = Callable[[str, bytes], Awaitable[bytes]]
@@ -224,12 +225,32 @@ class RpcPool:
             )
         return found
 
-    async def _anywhere(self, calls: Sequence[Call], use: Callable[[Results], T]) -> T:
+    async def everywhere(self, calls: Sequence[Call]) -> list[Results]:
+        """What each endpoint that is well answers to at most :data:`MAX_BATCH` calls: for what one may keep to itself.
+
+        Raises :class:`ChainUnreachable` when nobody answers.
+        """
+        found: list[Results] = []
         now = time.monotonic()
-        hint = "payments wait and go on by themselves when an endpoint answers again"
+        for endpoint in self._order(now):
+            if found and endpoint.resting_until > now:
+                continue
+            try:
+                await self._check(endpoint)
+                found.append(await self._ask(endpoint, calls))
+            except ChainUnreachable as error:
+                self._rest(endpoint, error)
+        if not found:
+            raise self._nobody()
+        return found
+
+    def _order(self, now: float) -> list[Endpoint]:
         # Stable: the first healthy one is kept to, so that answers agree with each other.
-        order = sorted(self._endpoints, key=lambda e: max(e.resting_until, now))
-        for endpoint in order:
+        return sorted(self._endpoints, key=lambda e: max(e.resting_until, now))
+
+    async def _anywhere(self, calls: Sequence[Call], use: Callable[[Results], T]) -> T:
+        hint = WAITING
+        for endpoint in self._order(time.monotonic()):
             try:
                 await self._check(endpoint)
                 answer = use(await self._ask(endpoint, calls))
@@ -243,12 +264,15 @@ class RpcPool:
             endpoint.failures = 0
             endpoint.resting_until = float("-inf")
             return answer
+        raise self._nobody(hint)
+
+    def _nobody(self, hint: str = WAITING) -> ChainUnreachable:
         reasons = "; ".join(f"{e.host}: {e.reason}" for e in self._endpoints) or "no endpoint is configured"
-        if order and all(e.wrong for e in order):
-            raise WrongChain(
+        if self._endpoints and all(e.wrong for e in self._endpoints):
+            return WrongChain(
                 reasons, hint="payments made on one chain do not exist on another: start with a new data directory"
             )
-        raise ChainUnreachable(reasons, hint=hint)
+        return ChainUnreachable(reasons, hint=hint)
 
     def _rest(self, endpoint: Endpoint, error: ChainUnreachable) -> None:
         endpoint.failures += 1
