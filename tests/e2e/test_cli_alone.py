@@ -12,6 +12,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 import typing
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from typer.main import get_command
 
 from shem.cli import main
 from shem.cli.app import app
+from shem.cli.payment_move import RESTART_S
 from shem.testing.small_image import make_small_image
 from tests.e2e.conftest import processes_of, until
 
@@ -185,6 +187,19 @@ def test_a_port_that_somebody_has(tmp_path: Path) -> None:
     assert (done.status, done.out) == (6, "")
     assert f"127.0.0.1:{port}: Address already in use" in done.err
     assert "--api-port" in done.err
+
+
+@pytest.mark.parametrize("argv", [["deposit", "1"], ["withdraw", "all"], ["exit"]])
+def test_money_is_not_moved_where_no_node_runs_and_that_is_told_at_once(argv: list[str]) -> None:
+    """Only a node that was there is waited for while it starts again."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        began = time.monotonic()
+        done = inside("payment", *argv, "--api-url", url, "--app-key", "k" * 32)
+    assert (done.status, done.out) == (3, "")
+    assert "code: node_unreachable" in done.err
+    assert time.monotonic() - began < RESTART_S / 2
 
 
 @pytest.mark.parametrize("option", ["--price-start", "--price-hourly", "--price-cpu-hourly"])

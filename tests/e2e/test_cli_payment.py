@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from shem.client.http import ApiClient
+from shem.client.payment import PaymentApi
 from shem.testing.devnet import Devnet
 from tests.e2e.conftest import until
 from tests.e2e.test_cli import HASH, here, last_json, shem, start
@@ -67,11 +69,14 @@ async def test_what_is_refused_says_why_and_ends_with_its_number(net: Devnet) ->
         (("deposit", "1", "--network", "mainnet"), 2, "bad_payment_platform"),
         (("withdraw", "1", "--to", STRANGER), 2, "not_the_owner"),
         (("exit", "--to", STRANGER), 2, "not_the_owner"),
+        (("withdraw", "1", "--to", STRANGER[:-1]), 2, "bad_receiver"),
+        (("exit", "--to", "provider.eth"), 2, "bad_receiver"),
         (("withdraw", "1", "--data-dir", str(net.requestor.data_dir), "--to", WRONG), 2, "bad_receiver"),
     ):
         done = await here(net, "payment", *argv)
         assert (done.status, done.out) == (status, ""), (argv, done)
         assert f"code: {code}" in done.err
+        assert ("--data-dir" in done.err) == (code == "not_the_owner")
 
 
 async def test_who_stops_waiting_stops_nothing(net: Devnet) -> None:
@@ -79,6 +84,12 @@ async def test_who_stops_waiting_stops_nothing(net: Devnet) -> None:
     assert late.status == 3
     assert "the deposit is asked for, and is not done yet" in late.err
     assert "the node goes on with" in late.err
+    assert "code: timeout" in late.err
+    told = await shem(net, "payment", "deposit", "0.03125", "--timeout", "0", "--json")
+    assert told.status == 3
+    (name,) = json.loads(told.out).values()  # one line: a program that waits no longer can still look for it
+    async with ApiClient(net.requestor.api_url, net.requestor.app_key) as http:
+        assert (await PaymentApi(http).transaction(name)).amount == "0.03125"
     running = await start(net, "payment", "deposit", "0.125")
     assert running.stderr is not None
     assert b"deposit" in await running.stderr.readline()
@@ -89,7 +100,7 @@ async def test_who_stops_waiting_stops_nothing(net: Devnet) -> None:
     assert last["state"] == "final"
     told = last_json(await here(net, "payment", "history", "--json", "--limit", "4"))["transactions"]
     amounts = [one["amount"] for one in told if one["kind"] == "deposit" and one["state"] == "final"]
-    assert amounts[:3] == ["0.0625", "0.125", "0.25"]
+    assert amounts[:4] == ["0.0625", "0.125", "0.03125", "0.25"]
 
 
 @pytest.mark.slow

@@ -58,10 +58,11 @@ def report(error: BaseException) -> int:
         message = str(error) or ("there was no answer in time" if isinstance(error, TimeoutError) else "")
     lines = message.splitlines()[:MAX_LINES] or [type(error).__name__]  # the tail of a child's log has several
     console.print(Text("error: ", style="bold red") + Text("\n".join(plain(line, 1000) for line in lines)))
-    if isinstance(error, errors.ShemError):
-        if error.hint:
-            console.print(Text("  → ", style="bold") + Text(plain(error.hint)))
-        console.print(Text(f"  code: {plain(error.code)}", style="dim"))
+    if isinstance(error, errors.ShemError) and error.hint:
+        console.print(Text("  → ", style="bold") + Text(plain(error.hint)))
+    code = error.code if isinstance(error, errors.ShemError) else "timeout" if isinstance(error, TimeoutError) else ""
+    if code:
+        console.print(Text(f"  code: {plain(code)}", style="dim"))
     return exit_status(error)
 
 

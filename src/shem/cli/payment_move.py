@@ -16,7 +16,7 @@ import typer
 
 from shem.cli.common import ApiUrl, AppKey, Json, credentials
 from shem.cli.owner import Place
-from shem.errors import ShemError
+from shem.errors import Refused, ShemError
 
 if TYPE_CHECKING:
     from shem.client.payment import PaymentApi
@@ -32,12 +32,18 @@ DataDir = Annotated[
 ]
 Wait = Annotated[bool, typer.Option(help="Until the chain will not take it back.")]
 Patience = Annotated[float, typer.Option(min=0, help="How many seconds to wait at most.")]
-Amount = Annotated[str, typer.Argument(help="Tokens, such as 2.5; or 'all'.")]
+Amount = Annotated[str, typer.Argument(metavar="AMOUNT", help="Tokens, such as 2.5; or 'all'.")]
 
 POLL_S = 2.0
 """A progress line is not older than this."""
 RESTART_S = 30.0
 """A node that restarts meanwhile is waited for."""
+_HINTS = {
+    "not_the_owner": "add --data-dir, the node's data directory: the owner's key lies there",
+    # the chain is looked at before anything is written down, and never by who only waits
+    "chain_unreachable": "nothing was asked for; say it again when an endpoint answers",
+}
+"""What to do here, where it is more than what the node can tell any program."""
 _WORDS = {"new": "is being prepared", "sent": "waits to be mined", "mined": "is mined, and may still be taken back"}
 
 
@@ -77,7 +83,7 @@ def withdraw(
     """Take out of the vault what no channel has reserved."""
     from shem.wire.payment import MoneyMove
 
-    move = MoneyMove(amount=amount, network=network, receiver=to)
+    move = MoneyMove(amount=amount, network=network, receiver=_receiver(to))
     where = _where(data_dir, api_url, app_key)
     _move("withdrawal", lambda api: api.withdraw(move), wait, timeout, where, as_json)
 
@@ -99,7 +105,7 @@ def leave(
     from shem.wire.base import encode
     from shem.wire.payment import ExitOrder
 
-    order = ExitOrder(network=network, receiver=to, force=force)
+    order = ExitOrder(network=network, receiver=_receiver(to), force=force)
 
     async def talk(api: PaymentApi) -> tuple[Asked, ExitStatus | None, Transaction | None]:
         asked = await api.exit(order)
@@ -119,6 +125,20 @@ def leave(
         _tell_exit(done, taken)
     if done is not None and done.state == "failed":
         raise NotDone(done.detail or "nothing could be withdrawn", hint="see shem payment status, and say it again")
+
+
+def _receiver(to: str | None) -> str | None:
+    """An address; whether its capital letters are right is seen by the node."""
+    from shem.terms.ids import parse_node_id
+
+    if to is not None:
+        try:
+            parse_node_id(to)
+        except Refused:
+            raise Refused(
+                f"{to[:80]!r} is no address", code="bad_receiver", hint="it is 0x and 40 hex digits"
+            ) from None
+    return to
 
 
 def _where(data_dir: Path | None, api_url: str | None, app_key: str | None) -> tuple[str, str]:
@@ -162,14 +182,20 @@ async def _with_api(where: tuple[str, str], talk: Callable[[PaymentApi], Awaitab
     from shem.client.http import ApiClient
     from shem.client.payment import PaymentApi
 
-    async with ApiClient(*where, patience_s=RESTART_S) as http:
-        return await talk(PaymentApi(http))
+    async with ApiClient(*where) as http:
+        await http.call("GET", "/me", timeout_s=20)  # a node that does not run is told of at once
+        http.patience_s = RESTART_S
+        try:
+            return await talk(PaymentApi(http))
+        except ShemError as error:
+            error.hint = _HINTS.get(error.code, error.hint)
+            raise
 
 
 @asynccontextmanager
 async def _line(name: str, quiet: bool) -> AsyncIterator[Callable[[str], None]]:
     """One line on stderr that is written over on a terminal; a line for each news elsewhere. Who interrupts is told that
-    nothing is undone by it."""
+    nothing is undone by it, and what to look for: a program (``quiet``) by a JSON line."""
     from rich.console import Console
     from rich.status import Status
     from rich.text import Text
@@ -193,6 +219,8 @@ async def _line(name: str, quiet: bool) -> AsyncIterator[Callable[[str], None]]:
             yield say
     except (asyncio.CancelledError, TimeoutError):
         console.print(Text(f"the node goes on with {name}; see shem payment history"))
+        if quiet:
+            print(f'{{"id":"{name}"}}')
         raise
 
 

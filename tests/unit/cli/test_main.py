@@ -89,7 +89,7 @@ async def test_a_node_that_never_answers_ends_the_command_with_3_and_a_sentence(
 
 async def test_a_deadline_that_nobody_caught_is_told_in_a_sentence_too() -> None:
     status, err = await python("-c", CALL, "wait", "x")
-    assert (status, err) == (3, "error: there was no answer in time\n")
+    assert (status, err) == (3, "error: there was no answer in time\n  code: timeout\n")
 
 
 @pytest.mark.parametrize("command", [["market", "scan"], ["payment", "status"], ["identity", "show"]])
@@ -107,4 +107,4 @@ def test_statuses() -> None:
 
 def test_a_timeout_with_words_keeps_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert report(TimeoutError("nothing came")) == 3
-    assert capsys.readouterr().err == "error: nothing came\n"
+    assert capsys.readouterr().err == "error: nothing came\n  code: timeout\n"
