@@ -98,7 +98,7 @@ async def test_who_stops_waiting_stops_nothing(net: Devnet) -> None:
     assert running.returncode in (0, 130)  # it may have been done by then
     last = last_json(await here(net, "payment", "deposit", "0.0625", "--json"))
     assert last["state"] == "final"
-    told = last_json(await here(net, "payment", "history", "--json", "--limit", "4"))["transactions"]
+    told = last_json(await here(net, "payment", "history", "--json", "--limit", "5"))["transactions"]
     amounts = [one["amount"] for one in told if one["kind"] == "deposit" and one["state"] == "final"]
     assert amounts[:4] == ["0.0625", "0.125", "0.03125", "0.25"]
 
