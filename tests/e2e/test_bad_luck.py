@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from shem.client.http import ApiClient
+from shem.client.market import MarketApi
 from shem.errors import ShemError
 from shem.sdk import CommandFailed, Golem, Rental, events
 from shem.testing.devnet import Devnet
 from shem.testing.small_image import make_small_image
+from shem.wire.market import NewScan
 from tests.e2e.conftest import Registry, network, session, until
+from tests.network.provider.test_sdk_endings import REASON, WORDS, FickleProvider
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 
@@ -230,3 +234,43 @@ async def test_the_chain_is_down_while_bills_are_accepted(net: Devnet, image: Pa
         await net.start_chain()
     assert golem.report.settled
     assert golem.report.paid > 0
+
+
+async def test_a_provider_that_approves_and_ends_its_agreements_at_once_is_left(net: Devnet, image: Path) -> None:
+    """Its own words for it are told, and the others do the work."""
+    victim, seen = net.providers[2], []
+    assert victim.agent is not None
+    async with (
+        ApiClient(victim.api_url, victim.app_key) as provider,
+        ApiClient(net.requestor.api_url, net.requestor.app_key) as requestor,
+    ):
+        offers = await MarketApi(provider).offers()
+        like = next(offer for offer in offers if offer.properties["golem.runtime.name"] == "oci")
+        await victim.agent.stop()
+        try:
+            async with FickleProvider(provider, like, REASON) as fickle:
+                await until(lambda: _is_known(MarketApi(requestor), fickle.offer_id))
+                # two others are there: the third worker hires this one, whoever comes first
+                async with session(net, listener=seen.append) as golem:
+                    results = golem.map(_number, range(6), image=image, workers=3, ordered=True)
+                    done = [number async for number in results]
+        finally:
+            await net.start_agent(victim)
+    assert done == list(range(6))
+    assert fickle.agreements
+    [left] = [event for event in seen if isinstance(event, events.ProviderLeft)]
+    assert (left.provider_id, left.code) == (victim.node_id, "agreement_ended")
+    assert left.reason == f"{victim.name} {WORDS}"
+    assert not golem.report.providers[victim.node_id].tasks
+
+
+async def _number(machine: Rental, number: int) -> int:
+    await machine.run("true")
+    return number
+
+
+async def _is_known(market: MarketApi, offer_id: str) -> bool:
+    scan = await market.begin_scan(NewScan(type="offer"))
+    found = await market.scan_offers(scan, timeout_s=1.0, max_events=100)
+    await market.end_scan(scan)
+    return offer_id in {offer.offer_id for offer in found}

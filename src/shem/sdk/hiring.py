@@ -23,6 +23,8 @@ from shem.client.market import MarketApi
 from shem.cogs.tasks import TaskScope, finish
 from shem.errors import NotFound, PeerFailed, Refused, ShemError
 from shem.sdk import events
+from shem.sdk.endings import AgreementEnded, Endings
+from shem.sdk.plain import plain
 from shem.terms.constraints import parse
 from shem.terms.pricing import LinearPricing
 from shem.wire.market import (
@@ -43,6 +45,9 @@ RENEW_MOST_S = 10.0
 MAX_DEMANDS = 16
 """Demands of one need that live at once; the oldest goes first."""
 MAX_CANDIDATES = 10_000
+MAX_NAME = 60
+"""Characters of what a provider calls itself that are kept."""
+MAX_REASON = 500
 FORGIVE_S = 20.0
 """A provider that was asked in vain is asked after all others for so long."""
 NEWCOMER_S = 3.0
@@ -110,6 +115,8 @@ class Hiring:
         max_hourly: int | None,
         left: Mapping[str, str],
         barred: Callable[[], Collection[str]],
+        endings: Endings,
+        leave: Callable[[str, str, str, str], None],
         emit: Callable[[events.Event], None],
     ) -> None:
         self._market = market
@@ -120,6 +127,8 @@ class Hiring:
         self._max_hourly = max_hourly
         self._left = left
         self._barred = barred
+        self._endings = endings
+        self._leave = leave
         self._emit = emit
         self._scope = TaskScope("hiring")
         self._candidates: list[Candidate] = []
@@ -131,7 +140,7 @@ class Hiring:
         self._renewing = asyncio.Lock()
         self._in_use: Counter[str] = Counter()
         self._in_vain: dict[str, float] = {}
-        self._refusals: dict[str, ProposalRejected] = {}
+        self._refusals: dict[str, ProposalRejected | AgreementEnded] = {}
         """Providers that said no for good, and their words."""
         self._count = 0
         self._seen: set[str] = set()
@@ -186,6 +195,14 @@ class Hiring:
     def interrupted(self, provider_id: str) -> None:
         """Nobody is to blame that a rental came to nothing: its provider is asked again, after all others."""
         self._in_vain[provider_id] = asyncio.get_running_loop().time()
+
+    def ended(self, provider_id: str, name: str, error: AgreementEnded) -> None:
+        """A provider ended an agreement before any work was done: as good as a no for good."""
+        self._refusals[provider_id] = error
+        self._in_vain[provider_id] = asyncio.get_running_loop().time()
+        self._last_refusal = error.message
+        self._leave(provider_id, name, error.code, error.message)
+        self._changed.set()  # whoever waits for more may wait for nobody now
 
     # -- choosing
 
@@ -279,7 +296,7 @@ class Hiring:
         if proposal.prev_proposal_id is not None:
             self._answered(proposal.prev_proposal_id, proposal)
             return
-        name = str(proposal.properties.get("golem.node.id.name") or proposal.issuer_id[:10])
+        name = plain(proposal.properties.get("golem.node.id.name") or "", MAX_NAME) or proposal.issuer_id[:10]
         try:
             hourly = self._hourly(proposal.properties)
         except Refused as error:
@@ -312,6 +329,9 @@ class Hiring:
         self._negotiating.update(keys)
         try:
             return await self._negotiate(candidate)
+        except AgreementEnded as error:
+            self.ended(candidate.provider_id, candidate.name, error)
+            return None
         except (ShemError, TimeoutError) as error:
             reason = error.message if isinstance(error, ShemError) else "no answer in time"
             log.info("no agreement with %s: %s", candidate.name, reason)
@@ -343,8 +363,11 @@ class Hiring:
         try:
             await self._market.confirm(agreement_id, app_session_id=self._session_id)
             await self._market.wait_agreement(agreement_id, timeout_s=APPROVE_TIMEOUT_S)
-        except BaseException:
+        except BaseException as error:
             await self._take_back(agreement_id)
+            # approved and ended again before we could look: the node says no more than that it is over
+            if isinstance(error, Refused) and (ended := await self._endings.by_provider(agreement_id, candidate.name)):
+                raise ended from error
             raise
         agreement = await self._market.agreement(agreement_id)
         pricing = LinearPricing.from_properties(agreement.offer.properties)
@@ -367,8 +390,11 @@ class Hiring:
         """Say what keeps offers from matching: for each part of our filter, how many offers it turns away."""
         if self._refusals and self._all_refused():
             last = list(self._refusals.values())[-1]
+            message = f"all {len(self._refusals)} providers refuse: {last.message}"
+            if isinstance(last, AgreementEnded):
+                return NoProviders(message, code=last.code, hint=last.hint, **last.details)
             return RefusedByAll(
-                f"all {len(self._refusals)} providers refuse: {last.message}",
+                message,
                 code=last.code,
                 hint="change what is asked for: the image, the resources, or the time",
             )
@@ -385,7 +411,9 @@ class Hiring:
         if culprits:
             message = f"of {len(offers)} offers none could be rented: " + "; ".join(culprits[:4])
         else:
-            message = f"{len(offers)} offers match, but no provider agreed: {self._last_refusal or 'they are busy'}"
+            left = sorted({self._left[p] for p in self._seen if p in self._left})
+            why = self._last_refusal or (f"some are left ({', '.join(left)})" if left else "they are busy")
+            message = f"{len(offers)} offers match, but no provider agreed: {why}"
         return NoProviders(message, hint="ask for less, pay more, or wait", offers=len(offers), filter=parts)
 
     async def _all_offers(self) -> list[dict[str, Any]]:
@@ -402,7 +430,7 @@ def _rejection(reason: Mapping[str, Any]) -> ProposalRejected:
     """What a provider's words come to; they are free text, and bounded here."""
     code = reason.get("code")
     return ProposalRejected(
-        str(reason.get("message") or "no reason given")[:500],
+        plain(reason.get("message") or "no reason given", MAX_REASON),
         code=code if isinstance(code, str) and _CODE.fullmatch(code) else "",
         final=reason.get(IS_FINAL) is True,
     )

@@ -23,6 +23,7 @@ from shem.errors import PeerFailed, Refused, ShemError
 from shem.sdk import events
 from shem.sdk.bookkeeping import BILL_TOO_HIGH, Bookkeeper
 from shem.sdk.demand import demand_constraints, demand_properties
+from shem.sdk.endings import AgreementEnded, Endings, told
 from shem.sdk.events import Event
 from shem.sdk.hiring import Hired, Hiring, NoProviders, RefusedByAll
 from shem.sdk.images import publish_image
@@ -40,8 +41,11 @@ CREATE_TRIES = 4
 COVER_WAITS = 60
 """A provider answers that no money is reserved for it yet after half a minute or so; it ends the agreement itself when it has
 waited long enough for its chain."""
+NOT_APPROVED = "agreement_not_approved"
 MAX_DEPLOY_FAILURES = 3
 """An image that fails to start at so many providers, and nowhere works, is taken to be what is wrong."""
+MAX_ENDED = 5
+"""So many providers may end their agreements before a machine is ready: what they say of us is then taken to be so."""
 DESTROY_S = 5.0
 INTERRUPTED = "image_unreachable"
 """A provider lost the connection to our node while it fetched the image: one of the two was restarted, mostly."""
@@ -67,6 +71,10 @@ class Machine:
     hired: Hired
     rental: Rental | None = None
     activity_id: str = ""
+    taken: bool = field(default=False)
+    """We end it ourselves, whatever its user does."""
+    ended: bool = field(default=False)
+    """Its provider ended the agreement before it was ready."""
     given_back: bool = field(default=False)
 
 
@@ -91,6 +99,7 @@ class Machines:
         emit: Callable[[Event], None],
     ) -> None:
         self._market = market
+        self._endings = Endings(market, session_id)
         self._activities = activities
         self._courier = courier
         self._books = books
@@ -120,6 +129,7 @@ class Machines:
         for machine in list(self._open):
             theirs = provider_id in ("", machine.hired.provider_id)
             if machine.activity_id and theirs and purse.holds(machine.hired.agreement.agreement_id):
+                machine.taken = True
                 self._scope.start(self._end_activity(machine), f"end {machine.activity_id[:8]}")
 
     @asynccontextmanager
@@ -149,6 +159,8 @@ class Machines:
             max_hourly=self._max_hourly,
             left=self._left,
             barred=lambda: self._books.spent_providers(purse),
+            endings=self._endings,
+            leave=self._leave,
             emit=self._emit,
         ) as hiring:
             yield hiring
@@ -169,7 +181,7 @@ class Machines:
 
     async def _ready(self, hiring: Hiring, wish: Wish, avoid: frozenset[str]) -> Machine:
         """Hire until a machine is ready. Raises what the last one failed with when trying on will not help."""
-        failures = 0
+        failures = ended = 0
         while True:
             machine = Machine(hiring, await self._hire(hiring, wish, avoid))
             self._open.add(machine)
@@ -181,11 +193,18 @@ class Machines:
                 self._worked = True
                 return machine
             except BaseException as error:
+                machine.ended = isinstance(error, AgreementEnded)
                 await self._give_back(machine, "Failed")
                 if not isinstance(error, (CommandFailed, TimeoutError, ProviderSpent, *LOST)):
                     raise
                 if machine.hired.provider_id in self._books.spent_providers(wish.purse):
                     continue  # it may earn no more, which is not its fault
+                if isinstance(error, AgreementEnded):
+                    ended += 1
+                    hiring.ended(machine.hired.provider_id, machine.hired.name, error)
+                    if ended >= MAX_ENDED:
+                        raise
+                    continue
                 code = error.code if isinstance(error, ShemError) else "timeout"
                 if code == INTERRUPTED and self._interrupted[machine.hired.provider_id] < MAX_INTERRUPTIONS:
                     self._interrupted[machine.hired.provider_id] += 1
@@ -225,6 +244,7 @@ class Machines:
             activities=self._activities,
             courier=self._courier,
             emit=self._emit,
+            why_ended=lambda wait_s: self._why_ended(machine, wait_s),
         )
         self._emit(events.RentalProgress(rental.number, hired.name, "starting the image"))
         deploy = {"deploy": {"progress": {"updateInterval": "300ms"}}}
@@ -241,21 +261,37 @@ class Machines:
 
     async def _create_activity(self, number: int, hired: Hired) -> str:
         """The provider may see the approval a moment after we do (its node lost our answer and asks again); where it is
-        paid by channel it also waits, for the time that its chain takes, until money that was reserved is final."""
+        paid by channel it also waits, for the time that its chain takes, until money that was reserved is final.
+        Raises :class:`~shem.sdk.endings.AgreementEnded` when the provider has ended the agreement meanwhile."""
         refusals = waits = 0
+        agreement_id = hired.agreement.agreement_id
         while True:
             try:
-                return await self._activities.create(hired.agreement.agreement_id, timeout_s=60)
+                return await self._activities.create(agreement_id, timeout_s=60)
             except (Refused, PeerFailed) as error:
-                refusals += error.code == "agreement_not_approved"
-                waits += error.code == "no_cover"
-                early = error.code == "agreement_not_approved" and refusals < CREATE_TRIES
-                if not early and (error.code != "no_cover" or waits > COVER_WAITS):
+                if error.code == "no_cover" and waits < COVER_WAITS:
+                    waits += 1
+                    self._emit(events.RentalProgress(number, hired.name, "waiting until its money is reserved"))
+                    continue
+                if error.code != NOT_APPROVED:
                     raise
-            if refusals:
-                await asyncio.sleep(0.3 * refusals)
-            if waits:
-                self._emit(events.RentalProgress(number, hired.name, "waiting until its money is reserved"))
+                refusals += 1
+                event = await self._endings.find(agreement_id, 0.3 * refusals)
+                if event is not None:
+                    ended = told(event, hired.name)
+                    if ended is None:
+                        raise  # we ended it: nobody else is to blame
+                    raise ended from error
+                if refusals >= CREATE_TRIES:
+                    why = f"{hired.name} does not keep to its approval: {error.message}"
+                    raise PeerFailed(why, code=NOT_APPROVED) from error
+
+    async def _why_ended(self, machine: Machine, wait_s: float) -> AgreementEnded | None:
+        """Set if its provider has ended a machine's agreement, and not we."""
+        if machine.taken or machine.given_back:
+            return None
+        hired = machine.hired
+        return await self._endings.by_provider(hired.agreement.agreement_id, hired.name, wait_s)
 
     async def _give_back(self, machine: Machine, code: str) -> None:
         """End the activity and the agreement. Finishes even when we are being cancelled; again does nothing."""
@@ -274,7 +310,8 @@ class Machines:
 
     async def _end(self, machine: Machine, code: str) -> None:
         agreement_id = machine.hired.agreement.agreement_id
-        heard = not machine.activity_id or await self._end_activity(machine)
+        # who ended it before there was an activity has nothing to bill
+        heard = await self._end_activity(machine) if machine.activity_id else not machine.ended
         self._books.close_account(agreement_id, lost=not heard)
         refusal = self._books.refusal(agreement_id)
         if refusal:

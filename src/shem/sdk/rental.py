@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,6 +17,7 @@ from shem.client.activity import ActivityApi
 from shem.client.http import NodeUnreachable
 from shem.errors import Conflict, Gone, NotFound, PeerFailed, Refused, WorkFailed
 from shem.sdk import events
+from shem.sdk.endings import AgreementEnded
 from shem.sdk.transfer import Courier
 from shem.sdk.types import CommandFailed, Result
 from shem.sdk.unpack import unpack
@@ -28,6 +29,10 @@ NODE_PATIENCE_S = 60.0
 """How long our own node may be away (being restarted) before the work on a rental is given up."""
 LOST = (PeerFailed, NotFound, Gone, Conflict, WorkFailed)
 """What the API says when a machine is no longer ours or no longer there."""
+CUT_OFF = frozenset({"activity_terminated", "cancelled"})
+"""What the node, or the exe unit, says of a command when its activity has ended."""
+ENDING_WAIT_S = 5.0
+"""A provider that ends an agreement clears its machine away first: word of why comes so much after the end of the activity."""
 _CAPTURE: dict[str, Any] = {"stdout": {"stream": {}}, "stderr": {"stream": {}}}
 
 
@@ -45,6 +50,7 @@ class Rental:
         activities: ActivityApi,
         courier: Courier,
         emit: Callable[[events.Event], None],
+        why_ended: Callable[[float], Awaitable[AgreementEnded | None]],
     ) -> None:
         self._number = number
         self._provider_id = provider_id
@@ -54,6 +60,7 @@ class Rental:
         self._activities = activities
         self._courier = courier
         self._emit = emit
+        self._why_ended = why_ended
         self._turn = asyncio.Lock()
         self._spent = False
 
@@ -186,6 +193,7 @@ class Rental:
         """Run a batch of exe script commands (the Golem API's ``deploy``, ``start``, ``run``, ``transfer``, ``terminate``).
 
         One :class:`Result` for each command that ended; the batch stops at the first that fails. One batch at a time.
+        Raises :class:`~shem.sdk.endings.AgreementEnded` when the provider ended the agreement.
         """
         async with self._turn:
             if self._spent:
@@ -200,9 +208,20 @@ class Rental:
             except asyncio.CancelledError:
                 self._spent = True  # the command runs on there; whatever came next would wait for it
                 raise
-        if check and results and results[-1].exit_code:
-            failed = results[-1]
-            raise CommandFailed(failed.message or "a command failed", failed, code=failure_code(failed))
+            except NodeUnreachable:
+                raise  # and our own node cannot be asked why
+            except LOST as error:
+                if (ended := await self._why_ended(ENDING_WAIT_S if error.code in CUT_OFF else 0.0)) is not None:
+                    raise ended from error
+                raise
+        failed = results[-1] if results and results[-1].exit_code else None
+        if failed is None:
+            return results
+        code = failure_code(failed)
+        if code in CUT_OFF and (ended := await self._why_ended(ENDING_WAIT_S)) is not None:
+            raise ended
+        if check:
+            raise CommandFailed(failed.message or "a command failed", failed, code=code)
         return results
 
     async def _transfer(self, command: dict[str, Any], what: str) -> None:

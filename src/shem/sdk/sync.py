@@ -107,6 +107,7 @@ class Rental(Facade[_rental.Rental]):
         """Run a batch of exe script commands (the Golem API's ``deploy``, ``start``, ``run``, ``transfer``, ``terminate``).
 
         One :class:`Result` for each command that ended; the batch stops at the first that fails. One batch at a time.
+        Raises :class:`~shem.sdk.endings.AgreementEnded` when the provider ended the agreement.
         """
         return self._wait(lambda: self._inner.execute(script, check=check))
 
