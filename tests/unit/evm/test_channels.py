@@ -606,6 +606,36 @@ async def test_what_was_paid_long_ago_is_found_where_few_blocks_are_searched_at_
     key = bench.key(PEOPLE[0])
     assert (await bench.vault.look(key)).reserved == 10
     bench.ask("close", "c", key, 7, bench.close_word(PEOPLE[0], key, 7))
+async def test_a_vault_that_was_out_of_the_configuration_hears_of_what_never_happened(
+    make: Callable[..., Bench], until: Callable[..., Awaitable[None]]
+) -> None:
+    """What another program displaced was given up by the owner meanwhile: there is no receipt of it."""
+    bench = make(rebroadcast_s=0.0)
+    bench.ask("deposit", "d", bench.me, 1000)
+    await bench.steps(4)
+    bench.ask("withdraw", "w", bench.me, bench.me, 10)
+    await bench.steps(1, mine=False)
+    (name, nonce) = bench.payer.db.connection.execute(
+        "select id, nonce from evm_intent where state = 'sent'"
+    ).fetchone()
+    bench.chain.pool.clear()
+    other = Transaction(chain_id=1337, nonce=nonce, max_tip=1, max_fee=10**10, gas=21_000, to=bench.me, value=1)
+    bench.chain.submit(other.sign(bench.payer.identity).raw)
+    for _ in range(4):
+        bench.chain.mine()
+    await bench.payer.close()
+    with_it = bench.payer.network
+    bench.payer.network = msgspec.structs.replace(with_it, vault="")
+    await bench.payer.open(clock=bench.clock).retry(bench.me, str(name))
+    await bench.payer.close()
+    bench.payer.network = with_it
+    bench.open()
+    await bench.vault.start()
+    await until(lambda: any(word.request_id == "w" for word in bench.told))
+    await bench.vault.stop()
+    assert [(type(word), word.request_id) for word in bench.told] == [(Failed, "w")]
+
+
     await bench.steps(5)
     for _ in range(320):
         bench.chain.mine()

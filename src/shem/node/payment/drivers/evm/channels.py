@@ -270,7 +270,9 @@ class ChannelChain:
             for ended in left:
                 intent = intent_of(self._db.connection, ended)
                 try:
-                    found = await self._pool.call("eth_getTransactionReceipt", [intent.tx_hash], Receipt)
+                    # What never happened, since the owner gave it up, has none.
+                    asked = intent.tx_hash and self._pool.call("eth_getTransactionReceipt", [intent.tx_hash], Receipt)
+                    found = await asked if asked else None
                     with self._db.transaction(durable=True):
                         self.receipt(intent, found)
                 except (ChainUnreachable, RpcRefused) as error:
