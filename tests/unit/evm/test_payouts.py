@@ -17,7 +17,7 @@ from shem.node.db import Database
 from shem.node.identity.keys import Identity
 from shem.node.payment.drivers.base import Failure, PaymentNotFound, PaymentOrder, Settlement
 from shem.node.payment.drivers.evm import erc20
-from shem.node.payment.drivers.evm.payouts import MAX_PACKED
+from shem.node.payment.drivers.evm.payouts import MAX_GATHERED, MAX_PACKED
 from shem.node.payment.drivers.evm.store import MIGRATIONS
 from shem.node.payment.drivers.evm.transaction import Transaction
 from shem.testing.devchain import places
@@ -205,6 +205,19 @@ async def test_orders_of_an_older_database_are_kept(new_payer: Callable[..., Any
     assert {one.order_id for one in told} == {"old", "new"}
     assert [token_balance(payee(place)) for place in range(2)] == [7, 8]
     await payer.close()
+
+
+async def test_orders_of_an_account_that_is_gone_hold_up_no_other(many: Any, token_balance: Balance) -> None:
+    nobody = "0x" + "00" * 19 + "01"  # sorts before everybody
+    payer = await many()
+    rows = [(f"gone{place}", 1337, PLATFORM, nobody, payee(1), "1") for place in range(MAX_GATHERED)]
+    with payer.db.transaction(durable=True) as connection:
+        connection.executemany(
+            "insert into evm_order (order_id, chain_id, platform, payer, payee, amount) values (?, ?, ?, ?, ?, ?)", rows
+        )
+    payer.order("ours", payee(0), 7)
+    await payer.wait_told(1)
+    assert token_balance(payee(0)) == 7
 
 
 async def test_a_full_disk_holds_up_orders_only_while_it_is_full(

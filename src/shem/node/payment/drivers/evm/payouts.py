@@ -120,19 +120,20 @@ class Payouts:
         with self._db.transaction(durable=True) as connection:
             waiting = self._waiting()
             for payer, orders in itertools.groupby(waiting, key=lambda order: order.payer):
-                manager = self._managers.get((self._network.name, payer))
-                if manager is None:
-                    continue  # a key that this node had when it was asked: they wait for it
+                manager = self._managers[self._network.name, payer]
                 for batch in self._batches(list(orders)):
                     self._submit(connection, manager, batch)
             if len(waiting) == MAX_GATHERED:
                 self._db.after_commit(self._wake.set)
 
     def _waiting(self) -> list[_Order]:
+        # Those of a key that this node had when it was asked wait for it, and hold up nobody.
+        payers = [payer for network, payer in self._managers if network == self._network.name]
         rows = self._db.connection.execute(
-            "select order_id, payer, payee, amount, size, calls from evm_order"
-            " where chain_id = ? and intent is null order by payer, id limit ?",
-            (self._network.chain_id, MAX_GATHERED),
+            "select order_id, payer, payee, amount, size, calls from evm_order"  # noqa: S608
+            f" where chain_id = ? and intent is null and payer in ({','.join('?' * len(payers))})"
+            " order by payer, id limit ?",
+            (self._network.chain_id, *payers, MAX_GATHERED),
         )
         return [_order(row) for row in rows]
 
