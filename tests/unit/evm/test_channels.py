@@ -274,8 +274,27 @@ async def test_a_single_call_that_reverts_is_told(make: Callable[..., Bench]) ->
     assert (failed.request_id, failed.code) == ("short", "reverted")
 
 
-async def test_what_time_cures_waits(make: Callable[..., Bench]) -> None:
+def in_other_words(answer: Callable[[Any], Any], message: str, code: int, data: str) -> Callable[[Any], Any]:
+    """An endpoint that leaves a contract's reason in the data, as several kinds do."""
+
+    def told(asked: Any) -> Any:
+        if isinstance(asked, list):
+            return [told(one) for one in asked]
+        reply = answer(asked)
+        if "error" in reply and "revert" in reply["error"]["message"]:
+            reply["error"] = {"code": code, "message": message, "data": data + reply["error"]["data"]}
+        return reply
+
+    return told
+
+
+@pytest.mark.parametrize(
+    "words", [None, ("execution reverted", 3, ""), ("VM execution error.", -32015, "Reverted ")], ids=str
+)
+async def test_what_time_cures_waits(make: Callable[..., Bench], words: tuple[str, int, str] | None) -> None:
     bench = make()
+    if words:
+        bench.chain_rpc.answer = in_other_words(bench.chain_rpc.answer, *words)
     key = bench.key(PEOPLE[0])
     bench.reserve("r", PEOPLE[0], 10)
     await bench.steps(9)
@@ -587,25 +606,6 @@ async def test_a_vault_that_was_out_of_the_configuration_hears_what_it_missed(
     assert sorted((word.request_id, type(word)) for word in told) == [("d", Ended), ("r", Opened)]
 
 
-def behind(answer: Callable[[Any], Any], asked: Any) -> Any:
-    """An endpoint that knows the first blocks only, and is asked about later ones."""
-    many = asked if isinstance(asked, list) else [asked]
-    told = answer(many)
-    for one, reply in zip(many, told, strict=True):
-        if one["method"] in ("eth_getLogs", "eth_blockNumber"):
-            reply["result"] = [] if one["method"] == "eth_getLogs" else "0x2"
-    return told if isinstance(asked, list) else told[0]
-
-
-async def test_what_was_paid_long_ago_is_found_where_few_blocks_are_searched_at_a_time(
-    make: Callable[..., Bench],
-) -> None:
-    bench = make()
-    bench.reserve("r", PEOPLE[0], 10)
-    await bench.steps(9)
-    key = bench.key(PEOPLE[0])
-    assert (await bench.vault.look(key)).reserved == 10
-    bench.ask("close", "c", key, 7, bench.close_word(PEOPLE[0], key, 7))
 async def test_a_vault_that_was_out_of_the_configuration_hears_of_what_never_happened(
     make: Callable[..., Bench], until: Callable[..., Awaitable[None]]
 ) -> None:
@@ -636,6 +636,25 @@ async def test_a_vault_that_was_out_of_the_configuration_hears_of_what_never_hap
     assert [(type(word), word.request_id) for word in bench.told] == [(Failed, "w")]
 
 
+def behind(answer: Callable[[Any], Any], asked: Any) -> Any:
+    """An endpoint that knows the first blocks only, and is asked about later ones."""
+    many = asked if isinstance(asked, list) else [asked]
+    told = answer(many)
+    for one, reply in zip(many, told, strict=True):
+        if one["method"] in ("eth_getLogs", "eth_blockNumber"):
+            reply["result"] = [] if one["method"] == "eth_getLogs" else "0x2"
+    return told if isinstance(asked, list) else told[0]
+
+
+async def test_what_was_paid_long_ago_is_found_where_few_blocks_are_searched_at_a_time(
+    make: Callable[..., Bench],
+) -> None:
+    bench = make()
+    bench.reserve("r", PEOPLE[0], 10)
+    await bench.steps(9)
+    key = bench.key(PEOPLE[0])
+    assert (await bench.vault.look(key)).reserved == 10
+    bench.ask("close", "c", key, 7, bench.close_word(PEOPLE[0], key, 7))
     await bench.steps(5)
     for _ in range(320):
         bench.chain.mine()

@@ -320,6 +320,27 @@ async def test_one_receiver_that_the_token_refuses_holds_up_no_other(blocking: A
         assert (await payer.driver.balance(PLATFORM, to)).token_units == (0 if place == 5 else place + 1)
 
 
+async def test_a_refusal_in_other_words_divides_too(blocking: Any, chain: DevChain, until: Until) -> None:
+    """Not every endpoint says that a contract reverted by that word."""
+    ours = chain.rpc.answer
+
+    def answer(request: Any) -> Any:
+        if isinstance(request, list):
+            return [answer(one) for one in request]
+        told: Any = ours(request)
+        if "revert" in told.get("error", {}).get("message", ""):
+            told["error"] = {"code": -32015, "message": "VM execution error.", "data": "Reverted 0x"}
+        return told
+
+    chain.rpc.answer = answer  # type: ignore[method-assign]
+    with blocking.db.transaction(durable=True) as connection:
+        for place, to in enumerate((payee(0), BLOCKED)):
+            order = PaymentOrder(f"o{place}", PLATFORM, blocking.identity.address, to, 1)
+            blocking.driver.pay(connection, order)
+    told = await blocking.wait_told(1)
+    assert [one.order_id for one in told] == ["o0"]
+
+
 async def test_the_right_sum_of_another_token_is_no_payment(
     blocking: Any, new_payer: Callable[..., Any], chain: DevChain
 ) -> None:

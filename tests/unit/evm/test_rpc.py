@@ -228,6 +228,34 @@ async def test_errors_hold_no_key_of_an_endpoint() -> None:
     server.close()
 
 
+REASON = "08c379a0" + f"{32:064x}{9:064x}" + b"no dice 1".hex().ljust(64, "0")
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "data", "said"),
+    [
+        (3, "execution reverted: no dice 1", "0x" + REASON, "execution reverted: no dice 1"),
+        (3, "execution reverted", "0x" + REASON, "execution reverted: no dice 1"),
+        (-32015, "VM execution error.", "Reverted 0x" + REASON, "VM execution error. (execution reverted: no dice 1)"),
+        (-32000, "out of luck", {"data": "0x" + REASON}, "out of luck (execution reverted: no dice 1)"),
+        (3, "no", None, "no (execution reverted)"),
+        (-32015, "no", 7, "no (execution reverted)"),
+        (-32000, "no", "0x" + REASON[:70], "no"),
+        (-32000, "no", "0x08c379a0zz", "no"),
+    ],
+)
+async def test_what_a_contract_said_is_found_wherever_it_stands(
+    code: int, message: str, data: object, said: str
+) -> None:
+    error = {"code": code, "message": message, "data": data}
+    alone = pool(
+        Line(lambda r: [{"id": q["id"], "error": error} if q["method"] == "x" else honest([q])[0] for q in r]), BAD
+    )
+    (refused,) = await alone.batch([("x", [])])
+    assert isinstance(refused, RpcRefused)
+    assert (refused.message, refused.rpc_code) == (said, code)
+
+
 async def test_long_batches_are_cut(chain: DevChain) -> None:
     real = RpcPool([chain.rpc_url], 1337)
     results = await real.batch([("eth_getBalance", [f"0x{place:040x}", "latest"]) for place in range(250)])

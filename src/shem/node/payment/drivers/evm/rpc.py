@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -38,6 +39,10 @@ MAX_BATCH = 100
 """Public endpoints refuse more."""
 
 WAITING = "payments wait and go on by themselves when an endpoint answers again"
+MAX_REASON_BYTES = 200
+_CALL_FAILED = (3, -32015)
+"""Codes of errors by which endpoints say that a call would fail."""
+_SAID = re.compile(rb"08c379a0[0-9a-f]{64}([0-9a-f]{64})((?:[0-9a-f]{2})*)", re.IGNORECASE)
 _YEAR_10000 = 253_402_300_800
 
 Transport = Callable[[str, bytes], Awaitable[bytes]]
@@ -75,6 +80,7 @@ class _TooMany(ChainUnreachable):
 class _Error(msgspec.Struct):
     code: int = 0
     message: str = ""
+    data: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _Answer(msgspec.Struct):
@@ -381,8 +387,30 @@ def _without_url(error: Exception) -> str:
 
 def _result(answer: _Answer) -> msgspec.Raw | RpcRefused:
     if answer.error is not None:
-        return RpcRefused(answer.error.message or "refused without a reason", answer.error.code)
+        return RpcRefused(_words(answer.error), answer.error.code)
     return answer.result
+
+
+def _words(error: _Error) -> str:
+    """Its message, and what the contract said where the endpoint has left that in the data: others read that it was a
+    contract that refused, and why."""
+    message = error.message or "refused without a reason"
+    reason = _reason(error.data)
+    if not reason and (error.code not in _CALL_FAILED or "revert" in message.lower()):
+        return message
+    said = f"execution reverted: {reason}" if reason else "execution reverted"
+    if said in message:
+        return message
+    return said if message == "execution reverted" else f"{message} ({said})"
+
+
+def _reason(data: msgspec.Raw) -> str:
+    """Of ``Error(string)``, which may stand behind a word of the endpoint's own; empty where there is none."""
+    found = _SAID.search(bytes(data))
+    if found is None:
+        return ""
+    length = int(found[1], 16)
+    return bytes.fromhex(found[2].decode())[: min(length, MAX_REASON_BYTES)].decode("utf-8", "replace")
 
 
 def read(result: msgspec.Raw | RpcRefused, shape: type[T]) -> T:
