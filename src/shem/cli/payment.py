@@ -50,9 +50,12 @@ def status(api_url: ApiUrl = None, app_key: AppKey = None, as_json: Json = False
         raise BadAnswer(f"what answers there is no node of ours: {error}") from None
     console = Console()
     for group in _by_network(found):
+        # above the table, not its title: that would be broken to the table's width, in the middle of the address
+        title = f"{group[0].network}, {group[0].token}, {group[0].address}"
+        console.print(Text(title, style="italic"), soft_wrap=True)
         console.print(_status_table(group))
     for one in found:
-        if one.error:
+        if one.error and one.alias_of is None:  # another name of the same money has the same to tell
             console.print(Text(f"{one.platform}: {plain(one.error)}", style="yellow"))
     for problem in problems:
         console.print(Text(f"{problem.get('kind')}: {plain(problem.get('message'))}", style="yellow"))
@@ -79,7 +82,7 @@ def _status_table(group: Sequence[PlatformStatus]) -> Table:
 
     from shem.sdk.progress import LEAN
 
-    table = Table(title=f"{group[0].network}, {group[0].token}, {group[0].address}", **LEAN)
+    table = Table(**LEAN)
     table.add_column("", no_wrap=True)
     for p in group:
         table.add_column(p.platform, justify="right", overflow="fold")  # a sum may be broken, and is never cut
@@ -131,7 +134,7 @@ def channels(
 
     console = Console(soft_wrap=True)
     if not shown:
-        more = f"; {len(found)} closed ones: --all" if found else ""
+        more = f"; closed ones: {len(found)}, see --all" if found else ""
         console.print(f"no channels are open{more}", markup=False)
     for one in shown:
         for line in _channel_lines(one):
@@ -140,12 +143,15 @@ def channels(
 
 def _channel_lines(one: ChannelStatus) -> list[str]:
     way = "to" if one.role == "Requestor" else "from"
-    until = f" until {_time(one.valid_until)}" if one.state != "closed" else ""
-    work = f", {len(one.agreements)} agreements go on" if one.agreements else ""
+    ends = f", until {_time(one.valid_until)}" if one.state != "closed" else ""
+    work = len(one.agreements)
+    goes_on = [f"    {work} agreement{'s go' if work != 1 else ' goes'} on"] if work else []
     return [
         f"{one.state:8}{way:>4} {one.peer}  {one.platform}",
-        f"             reserved {one.reserved}, by vouchers {one.signed}, paid out {one.claimed}",
-        f"             {one.channel_id}{until}{work}",
+        f"    {one.channel_id}",
+        f"    reserved {one.reserved}, by vouchers {one.signed},",
+        f"    paid out {one.claimed}{ends}",
+        *goes_on,
     ]
 
 
@@ -191,14 +197,15 @@ def history(
 def _received_lines(one: Settlement) -> list[str]:
     deals = f"{len(one.agreement_ids)} agreements" if len(one.agreement_ids) != 1 else "an agreement"
     return [
-        _heading(_time(one.timestamp), "final", "received", one.amount, one.platform),
-        f"    {one.tx_hash}  block {one.block_number}",
+        _heading(_time(one.timestamp), "final", "received", one.amount),
+        f"    {one.platform}  block {one.block_number}",
+        f"    {one.tx_hash}",
         f"    from {one.payer} for {deals}",
     ]
 
 
-def _heading(when: str, state: str, what: str, amount: str, platform: str) -> str:
-    return f"{when:19}  {state:6}  {what:14} {amount:>24}  {platform}".rstrip()
+def _heading(when: str, state: str, what: str, amount: str) -> str:
+    return f"{when:19}  {state:6}  {what:14} {amount:>24}".rstrip()
 
 
 def _transaction_lines(one: Transaction) -> list[str]:
@@ -207,11 +214,12 @@ def _transaction_lines(one: Transaction) -> list[str]:
     when = "–" if one.at is None else _time(one.at)
     many = f" ({one.entries})" if one.entries > 1 else ""
     what = f"{one.kind}{many}"
-    lines = [_heading(when, one.state, what, one.amount, one.platform)]
+    lines = [_heading(when, one.state, what, one.amount)]
+    block = f"  block {one.block}" if one.block is not None else ""
+    gas = f"  gas {one.gas_used}" if one.gas_used is not None else ""
+    lines.append(f"    {one.platform}{block}{gas}")
     if one.tx_hash:
-        block = f"  block {one.block}" if one.block is not None else ""
-        gas = f"  gas {one.gas_used}" if one.gas_used is not None else ""
-        lines.append(f"    {one.tx_hash}{block}{gas}")
+        lines.append(f"    {one.tx_hash}")
     if one.detail:
         lines.append(f"    {plain(one.detail)}")
     return lines
