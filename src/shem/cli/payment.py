@@ -213,8 +213,9 @@ def _transaction_lines(one: Transaction) -> list[str]:
 
     when = "–" if one.at is None else _time(one.at)
     many = f" ({one.entries})" if one.entries > 1 else ""
-    what = f"{one.kind}{many}"
-    lines = [_heading(when, one.state, what, one.amount)]
+    made = one.kind == "deploy"  # moves nothing
+    what = "deploy vault" if made else f"{one.kind}{many}"
+    lines = [_heading(when, one.state, what, "" if made else one.amount)]
     block = f"  block {one.block}" if one.block is not None else ""
     gas = f"  gas {one.gas_used}" if one.gas_used is not None else ""
     lines.append(f"    {one.platform}{block}{gas}")
@@ -263,6 +264,7 @@ def retry(
 app.command("deposit")(payment_move.deposit)
 app.command("withdraw")(payment_move.withdraw)
 app.command("exit")(payment_move.leave)
+app.command("deploy-vault")(payment_move.deploy_vault)
 
 
 @app.command("release-allocations")

@@ -1,4 +1,4 @@
-"""``shem payment deposit|withdraw|exit``: one's own money into a vault and out of it.
+"""``shem payment deposit|withdraw|exit|deploy-vault``: one's own money into a vault and out of it; and the vault itself.
 
 The node does what is asked whether or not somebody waits: these commands only watch, and may be interrupted.
 """
@@ -6,6 +6,7 @@ The node does what is asked whether or not somebody waits: these commands only w
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ from shem.errors import Refused, ShemError
 
 if TYPE_CHECKING:
     from shem.client.payment import PaymentApi
-    from shem.wire.payment import Asked, ExitStatus, Transaction
+    from shem.wire.payment import Asked, ExitStatus, Transaction, VaultAsked
 
 T = TypeVar("T")
 
@@ -125,6 +126,51 @@ def leave(
         _tell_exit(done, taken)
     if done is not None and done.state == "failed":
         raise NotDone(done.detail or "nothing could be withdrawn", hint="see shem payment status, and say it again")
+
+
+def deploy_vault(
+    data_dir: DataDir = None,
+    network: Annotated[str | None, typer.Option(help="On which. Default: the node's first.")] = None,
+    wait: Wait = True,
+    timeout: Patience = 3600.0,
+    api_url: ApiUrl = None,
+    app_key: AppKey = None,
+    as_json: Json = False,
+) -> None:
+    """Put the standard vault of a network's token on its chain, once for everybody, so that channels are possible there.
+
+    It costs a fee, nothing else, and belongs to nobody. Takes the owner's key.
+    """
+    from shem.wire.base import encode
+    from shem.wire.payment import VaultOrder
+
+    what = "deployment"
+
+    async def talk(api: PaymentApi) -> tuple[VaultAsked, Transaction | None]:
+        asked = await api.deploy_vault(VaultOrder(network=network))
+        if not wait:
+            return asked, None
+        async with _line(asked.id, as_json) as say:
+            say(f"the {what} is asked for")
+            return asked, await _final(api, asked.id, what, say, time.monotonic() + timeout)
+
+    asked, done = asyncio.run(_with_api(_where(data_dir, api_url, app_key), talk))
+    # The platform's network may be known by other names too; this is the one of the configuration.
+    setting = {"network": asked.platform.split("-")[1], "setting": 'vault = "standard"'}
+    if as_json:
+        told = json.loads(encode(asked)) | (json.loads(encode(done)) if done is not None else {})
+        print(json.dumps(told | setting))
+    elif done is None:
+        print(f"{what} {asked.id} of the vault at {asked.vault} is asked for; see shem payment history")
+    elif done.state == "final":
+        print(f"the vault stands at {asked.vault}: {done.tx_hash} in block {done.block}, {done.gas_used} gas")
+        print("to use it, write this in the configuration of each node and start it again:")
+        print(f"\n[networks.{setting['network']}]\n{setting['setting']}")
+    if done is not None and done.state == "failed":
+        raise NotDone(
+            f"the {what} failed: {done.detail or done.tx_hash}",
+            hint="say it again: if somebody else was faster, it tells that the vault is there",
+        )
 
 
 def _receiver(to: str | None) -> str | None:

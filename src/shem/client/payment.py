@@ -246,6 +246,11 @@ class PaymentApi:
         path = f"{_OURS}/payment/exits/{quote(exit_id, safe='')}"
         return await self._wait(path, unless, timeout_s, wire.ExitStatus)
 
+    async def deploy_vault(self, order: wire.VaultOrder) -> wire.VaultAsked:
+        """Put the standard vault on a chain. ``Conflict`` (``vault_there``) where it stands already, ``Refused`` where the
+        chain has no way to put it there (``no_deployer``, ``vault_refused``)."""
+        return await self._http.call("POST", f"{_OURS}/payment/vault", json=order, into=wire.VaultAsked)
+
     async def _wait(self, path: str, unless: str | None, timeout_s: float, into: type[_T]) -> _T:
         params = {"unless": unless, "timeout": timeout_s}
         return await self._http.call("GET", path, params=params, timeout_s=timeout_s + _SPARE_S, into=into)

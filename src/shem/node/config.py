@@ -33,7 +33,8 @@ class NetworkConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Address of the ERC-20 contract."""
     token_symbol: str = "GLM"  # noqa: S105 - a ticker
     vault: str = ""
-    """Address of the vault of payment channels over this token; empty: nobody pays or is paid by channel here."""
+    """Address of the vault of payment channels over this token; ``standard``: the one where everybody finds it, once
+    somebody has put it there (``shem payment deploy-vault``); empty: nobody pays or is paid by channel here."""
     multi_transfer: str = ""
     """Address of the contract that pays many receivers of this token in one transaction; empty: the published one, where
     the network and the token are published."""

@@ -301,6 +301,21 @@ class Asked(Wire):
     platform: str
 
 
+class VaultOrder(Wire):
+    """Ours: put the standard vault on the chain of ``platform``, or of ``network``, or of the node's first."""
+
+    platform: str | None = None
+    network: str | None = None
+
+
+class VaultAsked(Wire):
+    """Ours: the transaction ``id`` puts a vault at the address ``vault``."""
+
+    id: str
+    platform: str
+    vault: str
+
+
 class Transaction(Wire, omit_defaults=False):
     """Ours: what an account of this node did on its chain, or means to do. ``state``: ``new`` until it is signed, ``sent``,
     ``mined``, and for good ``final`` or ``failed``. ``amount``: what is asked to be moved and, once it is final, what was.

@@ -37,6 +37,7 @@ from shem.node.payment.service import PaymentConfig, Payments
 from shem.node.payment.store import Document, Kind
 from shem.node.peer.loopback import Loopback
 from shem.node.peer.network import PeerNetwork
+from shem.node.rest import status
 from shem.node.rest.payment import routes
 from shem.node.rest.server import build_app
 from shem.terms.pricing import LinearPricing
@@ -427,7 +428,9 @@ class Caller:
 @asynccontextmanager
 async def door_of(node: Node) -> AsyncIterator[Caller]:
     names = {node.id: LOCAL, f"{node.id}-program": "a program"}
-    app = build_app(routes(node.payments), keys=lambda key: (node.id, names[key]) if key in names else None)
+    app = build_app(
+        [*routes(node.payments), *status.routes(dict)], keys=lambda key: (node.id, names[key]) if key in names else None
+    )
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

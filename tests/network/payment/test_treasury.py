@@ -337,7 +337,7 @@ async def test_what_is_no_vault_of_ours_gets_no_money(world, tmp_path, chain):
         assert error.value.code == "wrong_vault"
     async with door_of(carol) as door, ApiClient(door.base, carol.id) as http:
         seen = {one.platform: one for one in await PaymentApi(http).status()}
-        assert "is not our vault" in str(seen[PLATFORM].error)
+        assert "nobody has put the vault" in str(seen[PLATFORM].error)
         assert seen[PLAIN].wallet == "1"
     assert tokens(chain, carol.id) == TGLM
 

@@ -3,6 +3,7 @@ devnet's chain, with a proxy of ours, and on a real node with the one that publi
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,8 @@ ADDRESSES = {
 def test_the_addresses_stay() -> None:
     known = {n.name: standard.standard_vault(n.token) for n in PUBLISHED if n.token}
     assert known == ADDRESSES
+    told = (Path(__file__).parents[3] / "docs" / "payments.md").read_text()
+    assert all(f"| {name} | `{address}` |" in told for name, address in ADDRESSES.items())
 
 
 def test_an_address_is_the_token_s_alone_and_what_the_chain_s_library_makes_of_it() -> None:

@@ -2,7 +2,8 @@
 
 Everything asked for is a row when the call returns, and goes to the chain afterwards, exactly once. What cannot be done is
 refused before it is written, by codes that stay: ``money_too_much``, ``money_promised``, ``money_no_gas``,
-``nothing_there``, ``no_vault``, ``wrong_vault``, ``work_running``, ``exit_under_way``, ``identity_locked``.
+``nothing_there``, ``no_vault``, ``wrong_vault``, ``work_running``, ``exit_under_way``, ``identity_locked``; and where a vault is
+to be put on a chain ``vault_there``, ``no_deployer``, ``vault_refused``.
 """
 
 from __future__ import annotations
@@ -85,6 +86,16 @@ class Holdings(msgspec.Struct, frozen=True):
     channels: int
 
 
+class VaultCall(msgspec.Struct, frozen=True):
+    """What puts a vault on a chain."""
+
+    id: str
+    platform: str
+    """Of transfers: whose account pays the fee."""
+    vault: str
+    """Where it will stand."""
+
+
 class Treasury:
     """One per node. Methods are for the node's own accounts."""
 
@@ -106,19 +117,8 @@ class Treasury:
 
         Raises :class:`BadPlatform`, :class:`NoVault`.
         """
+        meant = self._meant(platform, network)
         served = self._allocations.platforms()
-        if platform is not None:
-            meant = self._allocations.platform(platform)
-            if network not in (None, meant.network):
-                raise BadPlatform(f"{platform[:60]} is not on {str(network)[:60]}")
-        elif network is not None:
-            found = next((p for p in served if p.network == network and p.moves_money), None)
-            if found is None:
-                known = ", ".join(dict.fromkeys(p.network for p in served if p.moves_money)) or "none"
-                raise BadPlatform(f"this node serves no network {network[:60]!r} (it has: {known})")
-            meant = found
-        else:
-            meant = self._allocations.platform(None)
         by_channel = [p for p in served if p.platform in self._channels.platforms]
         same = [p for p in by_channel if (p.network, p.token) == (meant.network, meant.token)]
         if not same and platform is network is None:
@@ -126,9 +126,27 @@ class Treasury:
         if not same:
             raise NoVault(
                 f"there is no vault on {meant.network}: nobody is paid by channel there",
-                hint=f"name another network, or set networks.{meant.network}.vault in the node's configuration",
+                hint=f"name another network; or put the standard vault there (shem payment deploy-vault --network "
+                f'{meant.network}) and set networks.{meant.network}.vault = "standard" in the configuration',
             )
         return same[0]
+
+    def _meant(self, platform: str | None, network: str | None) -> Platform:
+        """By its name, any of its network, or the first there is. Raises :class:`BadPlatform`."""
+        if platform is not None:
+            meant = self._allocations.platform(platform)
+            if network not in (None, meant.network):
+                raise BadPlatform(f"{platform[:60]} is not on {str(network)[:60]}")
+        elif network is not None:
+            served = self._allocations.platforms()
+            found = next((p for p in served if p.network == network and p.moves_money), None)
+            if found is None:
+                known = ", ".join(dict.fromkeys(p.network for p in served if p.moves_money)) or "none"
+                raise BadPlatform(f"this node serves no network {network[:60]!r} (it has: {known})")
+            meant = found
+        else:
+            meant = self._allocations.platform(None)
+        return meant
 
     def vault_of(self, platform: Platform) -> str | None:
         """The address of the vault that a platform pays from; ``None`` for one that does not."""
@@ -156,6 +174,25 @@ class Treasury:
             channels=len(ours),
         )
 
+    # --- the vault itself ---
+
+    async def deploy_vault(self, owner: str, platform: str | None, network: str | None) -> VaultCall:
+        """Put the standard vault on a network, which need not have one in the configuration; once, however often it is
+        asked. Errors as the module says."""
+        meant = self._meant(platform, network)
+        evm = self._evm
+        chain = None if evm is None else next((n for n in evm.networks if n.chain_id == meant.chain_id), None)
+        if evm is None or chain is None:
+            raise BadPlatform(f"{meant.platform} is on no chain", hint="configure a network, or name another")
+        place = evm.deployments[chain.name]
+        asked = place.under_way(owner)
+        if asked is None:
+            await place.check(owner)
+            self._check_signer(await evm.balance(chain.platform.platform, owner), chain.platform, owner)
+            with self._books.write():
+                asked = place.ask(self._books.db.connection, owner)
+        return VaultCall(asked, chain.platform.platform, place.vault.address)
+
     # --- moving ---
 
     async def deposit(self, owner: str, platform: Platform, amount: str) -> str:
@@ -170,7 +207,7 @@ class Treasury:
         with self._books.write():
             there = held.wallet.token_units - chain.unmined(owner, "deposit")
             units = self._fitting(units, there, there - promised, "the wallet", platform)
-            self._check_signer(held, platform, owner)
+            self._check_signer(held.wallet, platform, owner)
             request_id = str(uuid.uuid4())
             chain.deposit(self._books.db.connection, request_id, owner, units)
         return request_id
@@ -197,7 +234,7 @@ class Treasury:
                 promised = sum(self._allocations.promised(owner, platform.platform))
                 spare = held.wallet.token_units + held.free + held.reserved - promised
             units = self._fitting(units, there, spare, "the vault", platform)
-            self._check_signer(held, platform, owner)
+            self._check_signer(held.wallet, platform, owner)
             request_id = str(uuid.uuid4())
             chain.withdraw(self._books.db.connection, request_id, owner, to, units)
         return request_id
@@ -209,7 +246,7 @@ class Treasury:
         exits = self._exits()
         if held.free <= 0 and not exits.anything(owner, platform.platform):
             raise NothingThere(f"nothing of yours is in the vault on {platform.network}")
-        self._check_signer(held, platform, owner)
+        self._check_signer(held.wallet, platform, owner)
         return exits.begin(owner, platform.platform, to, force=force)
 
     def _fitting(self, asked: int | None, there: int, spare: int, where: str, platform: Platform) -> int:
@@ -236,11 +273,11 @@ class Treasury:
             )
         return asked
 
-    def _check_signer(self, held: Holdings, platform: Platform, owner: str) -> None:
+    def _check_signer(self, wallet: Balance, platform: Platform, owner: str) -> None:
         """Raises :class:`~shem.errors.KeyLocked`, :class:`NoGas`."""
         if self._books.signer.locked:
             raise KeyLocked(f"the key of {owner} is locked: it moves no money", hint="unlock it: shem identity unlock")
-        if held.wallet.gas_wei <= 0:
+        if wallet.gas_wei <= 0:
             raise NoGas(
                 f"{owner} has no {platform.gas_token} on {platform.network} for the fee of a transaction",
                 hint=f"send it some {platform.gas_token}; on a test network: shem payment fund",

@@ -45,6 +45,7 @@ def routes(payments: Payments) -> list[web.RouteDef]:
         ("POST", "payment/withdraw", door.withdraw),
         ("POST", "payment/exit", door.exit),
         ("GET", "payment/exits/{id}", door.exit_status),
+        ("POST", "payment/vault", door.vault),
     ]
     return [web.route(method, f"{OURS}/{path}", handler) for method, path, handler in table]
 
@@ -173,6 +174,12 @@ class _Door:
         _owner_to_others(request, body.receiver)
         begun = await self._treasury.exit(caller(request), platform, body.receiver, force=body.force)
         return respond(wire.Asked(id=begun.exit_id, platform=begun.platform), 201)
+
+    async def vault(self, request: web.Request) -> web.Response:
+        owner_only(request)
+        body = await read_json(request, wire.VaultOrder)
+        asked = await self._treasury.deploy_vault(caller(request), body.platform, body.network)
+        return respond(wire.VaultAsked(id=asked.id, platform=asked.platform, vault=asked.vault), 201)
 
     def _exit(self, found: Exit) -> wire.ExitStatus:
         exits = self._treasury.exits

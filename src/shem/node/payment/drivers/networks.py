@@ -15,6 +15,7 @@ import msgspec
 from shem.errors import Misconfigured
 from shem.node.config import NetworkConfig
 from shem.node.payment.drivers.base import Platform
+from shem.node.payment.drivers.evm.standard import STANDARD, standard_vault
 from shem.node.payment.drivers.vaults import VaultTerms
 from shem.terms.amounts import BadAmount, parse_amount
 
@@ -23,6 +24,7 @@ DRIVER = "erc20"
 CHANNEL = "channel"
 """The driver, and so the first word of the platforms, of payment channels."""
 DEVNET = "devnet"
+VAULT = "vault"
 VALUED = "GLM"
 """Symbol of the token that is money; those of test networks have another."""
 LEAST_COVER_WAIT_S = 30.0
@@ -268,7 +270,8 @@ def _address(text: str, name: str, contract: str, code: str) -> str:
         raise Misconfigured(
             f"{name} is {text[:80]!r}",
             code=code,
-            hint=f"give the address of the {contract} contract: 0x and 40 hex digits",
+            hint=f"give the address of the {contract} contract: 0x and 40 hex digits"
+            + (f', or "{STANDARD}"' if contract == VAULT else ""),
         )
     return address
 
@@ -316,7 +319,10 @@ def _limits(base: Network, given: NetworkConfig) -> tuple[int, int]:
 def _configured(base: Network, given: NetworkConfig) -> Network:
     place = f"networks.{base.name}"
     token = _address(given.token, f"{place}.token", "ERC-20", "bad_token_address")
-    vault = _contract(given.vault, f"{place}.vault", "vault", "bad_vault_address", token)
+    if given.vault == STANDARD:
+        vault = standard_vault(token)
+    else:
+        vault = _contract(given.vault, f"{place}.vault", VAULT, "bad_vault_address", token)
     multi = _contract(
         given.multi_transfer, f"{place}.multi_transfer", "multi-transfer", "bad_multi_transfer_address", token
     )

@@ -32,6 +32,7 @@ from shem.node.payment.drivers.base import (
 )
 from shem.node.payment.drivers.evm import erc20
 from shem.node.payment.drivers.evm.channels import INTENTS, ChannelChain
+from shem.node.payment.drivers.evm.deployments import Deployments
 from shem.node.payment.drivers.evm.history import Deed, deeds, one_deed
 from shem.node.payment.drivers.evm.manager import Admission, NotStuck, TransactionManager
 from shem.node.payment.drivers.evm.payouts import MULTI, Payouts, tokens_of
@@ -125,6 +126,11 @@ class EvmDriver:
             for network in networks
         }
         """By network."""
+        self.deployments: Mapping[str, Deployments] = {
+            network.name: Deployments(db, network, self._pools[network.name], self.managers, self._moved)
+            for network in networks
+        }
+        """By network: the vault that everybody finds, whether or not this node is told to use it."""
 
     def _manager(self, network: Network, signer: Signer, clock: Clock) -> TransactionManager:
         async def admit(waiting: Sequence[Intent], in_flight: Sequence[Intent]) -> Admission:
@@ -222,6 +228,7 @@ class EvmDriver:
             refused = {intent.id for intent in for_vault} - {intent.id for intent in taken}
         payouts = self.payouts[network.name]
         waiting = await payouts.admit(payer, waiting, in_flight)
+        waiting = await self.deployments[network.name].admit(payer, waiting)
 
         def cost(intent: Intent) -> int:
             return tokens_of(intent) + (vault.tokens_of(intent) if vault is not None else 0)

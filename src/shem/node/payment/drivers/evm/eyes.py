@@ -13,7 +13,7 @@ import msgspec
 
 from shem.node.db import Database
 from shem.node.payment.drivers.base import ChainUnreachable
-from shem.node.payment.drivers.evm import erc20, vault
+from shem.node.payment.drivers.evm import erc20, standard, vault
 from shem.node.payment.drivers.evm.requests import RequestStore
 from shem.node.payment.drivers.evm.rpc import (
     Block,
@@ -172,12 +172,26 @@ class Eyes:
             return
         (code,) = await self._pool.each([("eth_getCode", [self.vault.address, "latest"])], _code)
         if not vault.is_our_code(code, self.vault, self._network.token):
-            self.wrong = WrongVault(
-                f"what stands at {self.vault.address} on {self._network.name} is not our vault of {self._network.symbol}",
-                hint=f"correct networks.{self._network.name}.vault",
-            )
+            self.wrong = self._not_ours(code)
             raise WrongVault(self.wrong.message, hint=self.wrong.hint)
         self._checked, self.wrong = True, None
+
+    def _not_ours(self, code: bytes) -> WrongVault:
+        network, address = self._network, self.vault.address
+        setting = f"networks.{network.name}.vault"
+        if code:
+            return WrongVault(
+                f"what stands at {address} on {network.name} is not our vault of {network.symbol}",
+                hint=f"correct {setting}",
+            )
+        there = f"nobody has put the vault of {network.symbol} at {address} on {network.name} yet"
+        deploy = f"shem payment deploy-vault --network {network.name}"
+        if address == standard.standard_vault(network.token):
+            return WrongVault(there, hint=f"say {deploy}: once, for everybody; the vault is used when it stands there")
+        return WrongVault(
+            there,
+            hint=f'correct {setting}; or set it to "standard", for the vault of {deploy}, and start the node again',
+        )
 
 
 def _view(to: str, data: bytes, block: str = "latest") -> Call:

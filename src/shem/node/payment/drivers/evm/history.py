@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from shem.node.payment.drivers.evm import erc20
+from shem.node.payment.drivers.evm.deployments import KEY, vault_of
 from shem.node.payment.drivers.evm.store import State
 from shem.node.payment.drivers.networks import Network
 
@@ -20,8 +21,8 @@ class Deed(msgspec.Struct, frozen=True):
 
     id: str
     kind: str
-    """``transfer``, ``faucet``, ``approve``, ``deposit``, ``withdraw``, ``reserve``, ``extend``, ``settle``, ``close``,
-    ``release``, ``redeem``."""
+    """``transfer``, ``faucet``, ``approve``, ``deploy``, ``deposit``, ``withdraw``, ``reserve``, ``extend``, ``settle``,
+    ``close``, ``release``, ``redeem``."""
     platform: str
     state: State
     """``new`` until it is signed; ``final`` and ``failed`` are for good."""
@@ -144,6 +145,10 @@ def _deed(connection: sqlite3.Connection, network: Network, row: sqlite3.Row) ->
     elif area == "multi":
         paid = erc20.parse_transfer_many(row["data"])
         kind, amount, entries = "transfer", sum(units for _, units in paid), len(paid)
+    elif area == KEY.removesuffix(":"):
+        detail = f"the vault at {vault_of(row['key'])}"
+        if row["state"] == "failed" and row["nonce"] is None:
+            detail += ": somebody else has put it there"
     elif area == "leave":
         kind = "approve"
     elif area == "vault":
@@ -154,7 +159,7 @@ def _deed(connection: sqlite3.Connection, network: Network, row: sqlite3.Row) ->
             column = "moved" if row["state"] == "final" else "amount"
             amount, entries = sum(int(one[column]) for one in asked), len(asked)
             at, detail = min(one["made_at"] for one in asked), asked[0]["detail"]
-    if row["state"] == "failed" and not row["tx_hash"]:
+    if row["state"] == "failed" and not row["tx_hash"] and row["nonce"] is not None:
         detail = "another transaction of the account took its place"
     return Deed(
         id=str(row["id"]),

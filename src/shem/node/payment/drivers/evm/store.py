@@ -155,6 +155,14 @@ class IntentStore:
         ).fetchone()
         return row is not None
 
+    def calls(self, dst: str, data: bytes) -> list[Intent]:
+        """Whenever it was made, the oldest first."""
+        rows = self._connection.execute(
+            f"select {_INTENT} from evm_intent where chain_id = ? and sender = ? and dst = ? and data = ? order by id",  # noqa: S608
+            (*self._account, dst, data),
+        )
+        return [_intent(row) for row in rows]
+
     def has_open(self) -> bool:
         row = self._connection.execute(
             "select 1 from evm_intent where chain_id = ? and sender = ? and state in ('new', 'sent', 'mined') limit 1",
