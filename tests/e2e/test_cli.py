@@ -374,6 +374,10 @@ async def test_identity_show(net: Devnet) -> None:
     plain = await here(net, "identity", "show")
     assert plain.out.splitlines()[0].split() == ["node", "id", net.requestor.node_id]
     assert net.requestor.address in plain.out
+    # a program's key, as in the environment here, is not told the state of the owner's; the data directory proves who asks
+    owners = last_json(await shem(net, "identity", "show", "--data-dir", str(net.requestor.data_dir), "--json"))
+    assert (owners["node_id"], owners["app_key_name"]) == (net.requestor.node_id, "local")
+    assert (owners["keys"]["locked"], owners["keys"]["voucher_signer"]) == (False, net.requestor.node_id)
 
 
 # --- the node beside --------------------------------------------------------------------------------------------------

@@ -31,22 +31,30 @@ _OWN = "The passphrase of this node's key"
 
 
 @app.command()
-def show(api_url: ApiUrl = None, app_key: AppKey = None, as_json: Json = False) -> None:
-    """The node's id, the address that other nodes reach it at, and for its owner the state of its keys."""
+def show(data_dir: DataDir = None, api_url: ApiUrl = None, app_key: AppKey = None, as_json: Json = False) -> None:
+    """The node's id, the address that other nodes reach it at, and for its owner the state of its keys.
+
+    The owner's key lies in the data directory: name that where YAGNA_APPKEY is another.
+    """
+    from shem.cli.owner import Place
     from shem.client.http import ApiClient
     from shem.client.identity import IdentityApi
     from shem.errors import NotAllowed
 
-    url, key = credentials(api_url, app_key)
+    if data_dir is None:
+        url, key = credentials(api_url, app_key)
+    else:
+        place = Place.of(data_dir)
+        url, key = place.url, place.owners_key()
 
     async def ask() -> dict[str, Any]:
         async with ApiClient(url, key) as http:
             me = await http.call("GET", "/me", timeout_s=10)
-            place = await http.call("GET", "/shem-api/v1/node", timeout_s=10)
+            here = await http.call("GET", "/shem-api/v1/node", timeout_s=10)
             found = {
                 "node_id": me["identity"],
                 "app_key_name": me["name"],
-                **{name: place[name] for name in ("name", "version", "address", "peers")},
+                **{name: here[name] for name in ("name", "version", "address", "peers")},
             }
             try:
                 return found | {"keys": _facts(await IdentityApi(http).keys())}
