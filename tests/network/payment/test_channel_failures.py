@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from shem.errors import MoneyShort, PeerFailed, Refused
+from shem.node.identity.keys import Identity
 from shem.node.identity.signing import ORDER
 from shem.node.payment.channel_books import id_bytes, vault_of
 from shem.node.payment.drivers.evm.vault import ChannelKey, voucher_digest
@@ -658,6 +659,36 @@ def test_two_programs_pay_each_from_its_own_allocation(world: World) -> None:
     assert paid(world) == 165
     assert world.vault.final.channels == {}
     assert (one.cents(world.bob), two.cents(world.bob)) == ((45, 45), (120, 120))
+
+
+def test_a_program_that_died_takes_nothing_of_the_next_ones_budget(world: World) -> None:
+    """Its agreement goes on, as far as alice knows: its provider is dead, too. But what it set aside was released."""
+    dead = Deal(world, allocation=world.allocate("0.1"))
+    dead.bill(1)
+    dead.release()
+    two = Deal(world, allocation=world.allocate("0.1"), payee="0x" + "ab" * 20)
+    [old, new] = world.alice.channels.live_channels()
+    assert (old.room, new.reserved) == (7 * CENT, 6 * CENT)  # the least that he starts with
+    two.bill(6)
+    dead.allocation = two.allocation  # somebody pays its bills after all
+    dead.bill(4)
+    world.tell(dead.deal, "Terminated")
+    two.end()
+    world.run(3 * DAY_S)
+    assert world.vault.final.channels == {}
+    assert (dead.cents(world.bob), two.cents(world.bob)) == ((4, 4), (6, 6))
+
+
+def test_what_another_key_would_sign_takes_nothing_of_todays_budget(world: World) -> None:
+    deal = Deal(world, allocation=world.allocate("0.1"))
+    world.alice.voucher_key = Identity.generate()
+    world.restart(world.alice)
+    world.run(20)
+    assert [c.reserved // CENT for c in world.alice.channels.live_channels()] == [6, 6]
+    deal.bill(9)
+    deal.end(10)
+    world.run(3 * DAY_S)
+    all_is_over(world, deal)
 
 
 def test_names_of_one_vault_share_one_wallet(world: World) -> None:

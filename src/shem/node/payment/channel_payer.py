@@ -293,12 +293,13 @@ class Payer:
             return
         now = self._shared.now()
         live = self._store.live_channels()
-        covers: dict[tuple[Way, str], list[Cover]] = defaultdict(list)
-        for cover in self._store.live_covers("Requestor"):
-            covers[way_of(cover), cover.payee].append(cover)
         self._not_before = {way: moment for way, moment in self._not_before.items() if moment > now}
         self._short = {place: short for place, short in self._short.items() if short.until > now}
-        budgets = Budgets(self._books, self._store, live, lambda channel: self._rests(channel, now))
+        budgets = Budgets(self._books, self._store, live, lambda channel, them: self._serves(channel, now, them))
+        covers: dict[tuple[Way, str], list[Cover]] = defaultdict(list)
+        for cover in self._store.live_covers("Requestor"):
+            if budgets.pay_for(cover):
+                covers[way_of(cover), cover.payee].append(cover)
         for way, payee in dict.fromkeys((*covers, *self._short)):
             if way[2] not in self._shared.chains:
                 continue
@@ -347,8 +348,7 @@ class Payer:
         now, margin_s = self._shared.now_on(platform), self._shared.margin_s(platform)
         channels = [c for c in self._store.of_way("Requestor", way) if c.payee == payee]
         short = self._short.get((way, payee))
-        signer = self._books.voucher_signer.node_id
-        usable = [c for c in channels if c.state == "open" and c.signer == signer and now < c.valid_until - margin_s]
+        usable = [c for c in channels if self._may_sign_on(c)]
         channel = usable[-1] if usable else None
         asked = 0 if short is None else short.drawn
         grow = plan(channel, covers, budgets.left(owner, platform), now, margin_s, asked)
@@ -408,6 +408,26 @@ class Payer:
     def _rests(self, channel: Channel, now: float) -> bool:
         """Nothing goes on, and yet it does not close: a bill that nobody accepts any more must not hold up what was."""
         return channel.state == "open" and not self._goes_on(channel, now) and now >= self._rested_at(channel)
+
+    def _serves(self, channel: Channel, now: float, budgets: Budgets) -> bool:
+        """Whether what it holds is for what today's allocations are to pay."""
+        if not self._may_sign_on(channel):
+            return False
+        way = way_of(channel)
+        if (way, channel.payee) in self._short:
+            return True
+        covers = [
+            cover
+            for cover in self._store.live_covers("Requestor", way)
+            if cover.lives(now) and is_paid_through(cover, channel)
+        ]
+        return any(budgets.pay_for(cover) for cover in covers) if covers else not self._rests(channel, now)
+
+    def _may_sign_on(self, channel: Channel) -> bool:
+        """Whether a voucher may be signed on it now: by a key that was changed since, or near its end, none is."""
+        until = channel.valid_until - self._shared.margin_s(channel.platform)
+        ours = channel.signer == self._books.voucher_signer.node_id
+        return channel.state == "open" and ours and self._shared.now_on(channel.platform) < until
 
     def _goes_on(self, channel: Channel, now: float) -> bool:
         """Whether work that it pays for may still come, or its bills."""
