@@ -122,7 +122,11 @@ async def estimate(market: MarketApi, terms: Terms, need: Need, tasks: int, seco
     """Look at the market and compute. Raises :class:`~shem.errors.Refused` (``bad_estimate``) and
     :class:`~shem.sdk.hiring.NoProviders`."""
     if not (1 <= tasks <= MAX_TASKS and 0 <= seconds <= MAX_SECONDS and workers >= 1):
-        raise Refused("an estimate is for at least one task, at least one worker, and a time", code="bad_estimate")
+        raise Refused(
+            "an estimate is for at least one task, at least one worker, and a time",
+            code="bad_estimate",
+            hint=f"at most {MAX_TASKS} tasks, of 0 to {MAX_SECONDS} s",
+        )
     # What an allocation would add to the demand; made by hand, as none is needed to look.
     pays = [f"(golem.com.payment.platform.{terms.platform}.address=*)", "(golem.com.payment.protocol.version>1)"]
     decorations = Decorations(properties=[], constraints=pays)

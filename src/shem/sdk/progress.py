@@ -218,7 +218,8 @@ def show_estimate(found: Estimate, console: Console) -> None:
     console.print(table)
     if found.budget is not None:
         fits = "fits" if found.fits_budget else "may not fit"
-        console.print(f"It takes about {found.duration_s:g} s and {fits} the budget of {format_amount(found.budget)}.")
+        budget = f"{format_amount(found.budget)} {found.token}".strip()
+        console.print(f"It takes about {found.duration_s:g} s and {fits} the budget of {budget}.")
 
 
 def show_bill(report: Report, console: Console) -> None:

@@ -82,7 +82,7 @@ def test_a_table_of_it_in_80_columns():
     assert "\x1b" not in text
     assert "[red]" in text
     assert "5 more" in text
-    assert "fits the budget of 1" in text
+    assert "fits the budget of 1 tGLM." in text
     assert max(len(line) for line in text.splitlines()) <= 80
 
 
