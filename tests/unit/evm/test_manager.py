@@ -11,7 +11,7 @@ from shem.cogs.clock import ManualClock
 from shem.node.identity.keys import Identity
 from shem.node.payment.drivers.base import ChainUnreachable, Failure, Settlement
 from shem.node.payment.drivers.evm import erc20
-from shem.node.payment.drivers.evm.manager import MAX_ATTEMPTS, NotStuck
+from shem.node.payment.drivers.evm.manager import MAX_ATTEMPTS, MAX_GAS, NotStuck
 from shem.node.payment.drivers.evm.transaction import Transaction
 from shem.testing.devchain import places
 from shem.testing.devchain.node import DevChain
@@ -281,6 +281,32 @@ async def test_too_little_gas_ends_as_a_failure_that_is_told(make: Callable[...,
     [(used, gas)] = bench.rows("select gas_used, gas from evm_intent i join evm_attempt a on a.intent = i.id")
     assert used == gas
     assert [type(told) for told in bench.payer.told] == [Failure]
+
+
+async def test_what_needs_more_gas_than_a_transaction_may_use_is_never_signed(make: Callable[..., Bench]) -> None:
+    """Its nonce would hold up all that come after: no chain takes it, and at no price."""
+    bench = make()
+    ours = bench.chain.rpc.answer
+    estimates = {"order:much": hex(MAX_GAS + 1), "order:near": hex(MAX_GAS)}
+
+    def answer(request: Any) -> Any:
+        if isinstance(request, list):
+            return [answer(one) for one in request]
+        told: Any = ours(request)
+        if request["method"] == "eth_estimateGas":
+            (key,) = bench.rows(f"select key from evm_intent where data = x'{request['params'][0]['data'][2:]}'")[0]
+            told["result"] = estimates.get(key, told["result"])
+        return told
+
+    bench.chain.rpc.answer = answer  # type: ignore[method-assign]
+    for units, name in enumerate(("much", "near", "usual")):
+        bench.payer.order(name, PAYEE, units + 1)
+    await bench.steps(1)
+    assert bench.states == ["new", "sent", "sent"]
+    assert bench.rows("select max(gas) from evm_attempt") == [(MAX_GAS,)]
+    assert "more gas than a transaction may use" in bench.manager.problems()[0].message
+    await bench.steps(4, mine=True)
+    assert bench.states == ["new", "final", "final"]
 
 
 def foreign(identity: Identity, nonce: int) -> bytes:

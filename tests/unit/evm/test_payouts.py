@@ -220,6 +220,24 @@ async def test_orders_of_an_account_that_is_gone_hold_up_no_other(many: Any, tok
     assert token_balance(payee(0)) == 7
 
 
+async def test_a_call_that_needs_more_gas_than_a_transaction_may_use_is_divided(many: Any, chain: DevChain) -> None:
+    ours = chain.rpc.answer
+
+    def answer(request: Any) -> Any:
+        if isinstance(request, list):
+            return [answer(one) for one in request]
+        told: Any = ours(request)
+        if request["method"] == "eth_estimateGas" and len(request["params"][0]["data"]) > 500:
+            told["result"] = hex(20_000_000)
+        return told
+
+    chain.rpc.answer = answer  # type: ignore[method-assign]
+    payer = await many()
+    order_many(payer, [1] * 8)
+    told = await payer.wait_told(8)
+    assert len({one.tx_hash for one in told}) == 2
+
+
 async def test_a_full_disk_holds_up_orders_only_while_it_is_full(
     many: Any, until: Until, caplog: pytest.LogCaptureFixture
 ) -> None:

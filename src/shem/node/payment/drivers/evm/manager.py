@@ -58,6 +58,8 @@ MAX_IN_FLIGHT = 64
 """What ordinary nodes keep of one account without dropping any."""
 MAX_WAITING = 1000
 """Of which those that may go now are chosen."""
+MAX_GAS = 2**24
+"""Of one transaction (EIP-7825)."""
 MAX_ATTEMPTS = 20
 """At a price that the chain would take. When it rises above the last offer there are more, as far as the limit goes."""
 STRANGE_LOOKS = 3
@@ -539,7 +541,10 @@ class TransactionManager:
                 self._heed_refusal(intent, estimate.message, problems)
                 continue
             # The receiver may spend all it has meanwhile, which makes the transfer dearer by a storage slot.
-            gas = estimate * 5 // 4 + 20_000
+            gas = min(estimate * 5 // 4 + 20_000, MAX_GAS)
+            if estimate > MAX_GAS:
+                self._heed_refusal(intent, "reverted: it needs more gas than a transaction may use", problems)
+                continue
             cost = gas * fee + intent.value
             if cost > budget:
                 missing += cost
