@@ -475,6 +475,19 @@ async def test_a_price_that_rises_after_the_last_offer_is_followed(make: Callabl
     assert bench.states == ["final"]
 
 
+async def test_time_that_passes_is_nothing_new_to_who_only_waits(make: Callable[..., Bench]) -> None:
+    """On a chain with a block every two seconds an order that waits for tokens is no reason to look as often."""
+    bench = make(token_units=0)
+    bench.payer.order("a", PAYEE, 1)
+    await bench.manager.step()
+    bench.chain.chain.mine()
+    assert not await bench.manager.step()
+    bench.chain.fund(bench.payer.identity.address, token_units=1)
+    for _ in range(3):
+        assert await bench.manager.step()
+        bench.chain.chain.mine()
+
+
 async def test_a_lost_line_leaves_everything_in_its_place(make: Callable[..., Bench]) -> None:
     bench = make()
     bench.payer.order("a", PAYEE, 1)

@@ -254,7 +254,9 @@ class TransactionManager:
             raise
         finally:
             self._problems = problems
-        seen = (view.head, view.nonce, self._changes)
+        # Who only waits for money need not look at every block.
+        head = view.head if self._store.under_way() else 0
+        seen = (head, view.nonce, self._changes)
         moved, self._seen = seen != self._seen, seen
         return moved
 
@@ -540,11 +542,11 @@ class TransactionManager:
             if isinstance(estimate, RpcRefused):
                 self._heed_refusal(intent, estimate.message, problems)
                 continue
-            # The receiver may spend all it has meanwhile, which makes the transfer dearer by a storage slot.
-            gas = min(estimate * 5 // 4 + 20_000, MAX_GAS)
             if estimate > MAX_GAS:
                 self._heed_refusal(intent, "reverted: it needs more gas than a transaction may use", problems)
                 continue
+            # The receiver may spend all it has meanwhile, which makes the transfer dearer by a storage slot.
+            gas = min(estimate * 5 // 4 + 20_000, MAX_GAS)
             cost = gas * fee + intent.value
             if cost > budget:
                 missing += cost
