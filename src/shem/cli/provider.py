@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -84,6 +85,21 @@ def run(
         if as_json:
             print(json.dumps(facts), flush=True)
         else:
-            typer.echo(f"offering as {facts.get('name')}: {facts}")
+            typer.echo(offering(facts))
 
     main(run_provider(config, url, key, ready))
+
+
+def offering(facts: Mapping[str, Any]) -> str:
+    """What is offered, for people. How it is paid is most of it: a node without a network is paid nothing."""
+    from shem.sdk.plain import plain
+
+    most = facts["max_agreements"]
+    lines = [
+        f"offering as {plain(facts['name'])} ({facts['node_id']}), {most} agreement{'s' * (most != 1)} at once at most:",
+        f"  offers     {', '.join(facts['offers'])} (in the subnet {plain(facts['subnet'])}, sandboxes by {facts['driver']})",
+        f"  paid by    {', '.join(facts['platforms'])}",
+    ]
+    if facts["platforms"] == ["free"]:
+        lines.append("             nothing: the node has no network to be paid on, see docs/payments.md")
+    return "\n".join([*lines, "Ctrl-C ends it, and bills what runs."])
