@@ -296,3 +296,40 @@ async def test_http_errors_and_floods_are_failures() -> None:
             await real.call("eth_chainId", [], str)
         await real.close()
     await runner.cleanup()
+
+
+@pytest.mark.parametrize("status", [400, 413, 500])
+async def test_few_questions_at_a_time_are_asked_where_many_are_refused_by_a_status(status: int) -> None:
+    """With the error object of JSON-RPC, or (a proxy before the endpoint) with a page."""
+
+    async def few(request: web.Request) -> web.Response:
+        asked = msgspec.json.decode(await request.read())
+        if not isinstance(asked, list):
+            return web.Response(body=msgspec.json.encode(honest([asked])[0]))
+        error = {"jsonrpc": "2.0", "id": None, "error": {"code": 31, "message": "batch of more than one"}}
+        body = b"<html>too large</html>" if status == 413 else msgspec.json.encode(error)
+        return web.Response(status=status, body=body)
+
+    async def refused(request: web.Request) -> web.Response:
+        asked = msgspec.json.decode(await request.read())
+        error = {"code": 3, "message": "execution reverted"}
+        told = [{"id": one["id"], "error": error} if one["method"] == "eth_call" else honest([one])[0] for one in asked]
+        return web.Response(status=status, body=msgspec.json.encode(told))
+
+    app = web.Application()
+    app.router.add_post("/few", few)
+    app.router.add_post("/refused", refused)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    base = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    real = RpcPool([f"{base}/few"], 7)
+    assert await real.each([("eth_blockNumber", [])] * 5, lambda result: read(result, str)) == ["0x5"] * 5
+    await real.close()
+    if status != 413:
+        real = RpcPool([f"{base}/refused"], 7)
+        called, head = await real.batch([("eth_call", []), ("eth_blockNumber", [])])
+        assert isinstance(called, RpcRefused)
+        assert read(head, str) == "0x5"
+        await real.close()
+    await runner.cleanup()

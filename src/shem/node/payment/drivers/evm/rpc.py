@@ -40,6 +40,8 @@ MAX_BATCH = 100
 
 WAITING = "payments wait and go on by themselves when an endpoint answers again"
 MAX_REASON_BYTES = 200
+_NO_ANSWER = (401, 403, 429)
+"""Statuses that concern who asks and not what: another endpoint's turn."""
 _CALL_FAILED = (3, -32015)
 """Codes of errors by which endpoints say that a call would fail."""
 _SAID = re.compile(rb"08c379a0[0-9a-f]{64}([0-9a-f]{64})((?:[0-9a-f]{2})*)", re.IGNORECASE)
@@ -75,6 +77,10 @@ Results = Sequence[msgspec.Raw | RpcRefused]
 
 class _TooMany(ChainUnreachable):
     """One error object in answer to several questions."""
+
+
+class _TooLong(Exception):
+    """What was asked has more bytes than somebody on the way takes."""
 
 
 class _Error(msgspec.Struct):
@@ -332,6 +338,8 @@ class RpcPool:
             async with asyncio.timeout(self._timeout_s):
                 content = await self._transport(endpoint.url, body)
             answers = _answers(content, many=len(requests) > 1)
+        except _TooLong:
+            raise (_TooMany if len(requests) > 1 else ChainUnreachable)("HTTP 413") from None
         except TimeoutError:
             raise ChainUnreachable(f"no answer within {self._timeout_s:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
@@ -349,14 +357,24 @@ class RpcPool:
             self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=4))
         headers = {"Content-Type": "application/json"}
         async with self._session.post(url, data=body, headers=headers) as response:
-            if response.status != 200:
+            if response.status == 413:
+                raise _TooLong
+            if response.status in _NO_ANSWER:
                 raise aiohttp.ClientError(f"HTTP {response.status}")
             content = bytearray()
             async for chunk in response.content.iter_any():
                 content += chunk
                 if len(content) > MAX_ANSWER_BYTES:
                     raise aiohttp.ClientError(f"more than {MAX_ANSWER_BYTES} bytes")
-            return bytes(content)
+        if response.status != 200:
+            # Some say by the status, too, what they say in JSON-RPC: that a batch is too long, that a call would fail.
+            try:
+                told = _answers(bytes(content), many=False)
+            except DECODE_ERRORS:
+                told = []
+            if not any(answer.error for answer in told):
+                raise aiohttp.ClientError(f"HTTP {response.status}")
+        return bytes(content)
 
 
 def _answers(content: bytes, *, many: bool) -> list[_Answer]:
