@@ -314,7 +314,8 @@ async def test_few_questions_at_a_time_are_asked_where_many_are_refused_by_a_sta
         asked = msgspec.json.decode(await request.read())
         error = {"code": 3, "message": "execution reverted"}
         told = [{"id": one["id"], "error": error} if one["method"] == "eth_call" else honest([one])[0] for one in asked]
-        return web.Response(status=status, body=msgspec.json.encode(told))
+        failed = any("error" in one for one in told)  # type: ignore[operator]
+        return web.Response(status=status if failed else 200, body=msgspec.json.encode(told))
 
     app = web.Application()
     app.router.add_post("/few", few)
