@@ -13,10 +13,12 @@ import pytest
 from shem.errors import MoneyShort, PeerFailed, Refused
 from shem.node.identity.keys import Identity
 from shem.node.identity.signing import ORDER
+from shem.node.payment.channel import StillOpen
 from shem.node.payment.channel_books import id_bytes, vault_of
 from shem.node.payment.drivers.evm.vault import ChannelKey, voucher_digest
-from shem.node.payment.protocol import AcceptanceMessage, ChannelMessage, KeyPart, VoucherPart
+from shem.node.payment.protocol import AcceptanceMessage, ChannelMessage, KeyPart, VoucherPart, method_of
 from shem.terms.amounts import format_amount
+from shem.terms.ids import NodeId
 from shem.wire import payment as wire
 from tests.network.payment.simulation import BLOCK_S, MARGIN_S, PLATFORMS, START, TGLM, Asked, World
 
@@ -589,6 +591,38 @@ def test_an_acceptance_waits_for_the_one_before_it_where_they_are_on_two_channel
     deal.end(71)
     world.run(DAY_S)
     all_is_over(world, deal)
+
+
+def test_a_payee_that_says_for_ever_that_work_goes_on_is_asked_less_and_less(world: World) -> None:
+    """It is paid, and costs its payer a question now and then."""
+    deal = Deal(world, life_s=10 * DAY_S)
+    deal.bill(7)
+    asked = []
+
+    async def never(peer: NodeId, request: bytes) -> bytes:
+        asked.append(world.loop.passed_s)
+        raise StillOpen("an agreement goes on")
+
+    world.bob.peers.handlers[method_of("close")] = never
+    deal.end()
+    world.run(60)
+    assert 5 <= len(asked) <= 20
+    world.run(9 * DAY_S)
+    assert len(asked) < 700
+    assert (paid(world), deal.cents(world.alice)) == (7, (7, 7))
+    exits = world.alice.payments.treasury.exits
+    assert exits is not None
+    for _ in range(2):
+        before = len(asked)
+        begun = world.do(lambda: exits.begin(world.alice.id, PLATFORMS[0], world.alice.id, force=True))
+        world.run(10)
+        assert len(asked) > before
+        world.run(300)
+        over = exits.get(world.alice.id, begun.exit_id)
+        assert over is not None
+        assert over.state == "done"
+    world.run(4 * DAY_S)
+    assert world.vault.final.channels == {}
 
 
 # --- more than one at a time

@@ -31,7 +31,10 @@ CLOSE_FIRST_S = 1.0
 PAUSE_S = (30.0, 3600.0)
 """How long a payee is left alone that did not agree to an end; each time twice as long."""
 RETRY_S = 10
-"""The most when it says that something goes on."""
+"""The most when it says that something goes on: a while after the last agreement only, then ever less often. Who says so for
+ever keeps what is reserved for it until the term is over, whatever it is asked."""
+AGE_PART = 60
+"""After the end of the last agreement it is asked again when so small a part of the time since then has passed once more."""
 PAYOUT_COLD = "payout_cold"
 """What a payee says that is paid at an address whose key it has not: it can never agree."""
 
@@ -73,6 +76,10 @@ class Closer:
             return False
         self._ask_again.pop(channel.name, None)
         return True
+
+    def hurry(self, name: str) -> None:
+        """Ask the payee of this channel once more now, however often it was asked."""
+        self._ask_again.pop(name, None)
 
     def forgive_all(self) -> None:
         """All that were left alone may be asked again."""
@@ -160,7 +167,8 @@ class Closer:
         agreement has just ended, since its own agent may not have heard of that yet."""
         now = self._shared.now()
         age_s = now - self._store.last_change("Requestor", way_of(channel))
-        self._ask_again[channel.name] = now + min(max(age_s, CLOSE_FIRST_S), RETRY_S)
+        pause_s = min(max(age_s, CLOSE_FIRST_S), max(age_s / AGE_PART, RETRY_S), PAUSE_S[1])
+        self._ask_again[channel.name] = now + pause_s
         with self._books.write():
             known = self._store.channel(channel)
             if known is not None and known.state == "closing":

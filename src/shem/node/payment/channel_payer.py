@@ -260,11 +260,12 @@ class Payer:
 
     # --- for an owner that wants its money back ---
 
-    def leave(self, channel: Channel) -> None:
-        """Close it as soon as nothing goes on, even if its payer has allocations; for the life of this process."""
-        if channel.name not in self._leaving:
-            self._leaving.add(channel.name)
+    def leave(self, names: set[str]) -> None:
+        """Close these channels as soon as nothing goes on, even if their payers have allocations, and no others."""
+        for name in names - self._leaving:
+            self._closer.hurry(name)
             self._shared.wake()
+        self._leaving = names
 
     def talks(self, channel: Channel) -> bool:
         """Whether the payee is being asked to close it, or is going to be."""

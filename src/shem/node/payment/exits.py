@@ -188,6 +188,13 @@ class Exits:
 
     def step(self) -> None:
         """Do what is left to do now."""
+        leaving = [
+            channel.name
+            for exit_ in self._open()
+            for channel in self._channels(exit_.owner, exit_.platform)
+            if channel.role == "Requestor" and channel.created_at <= exit_.created_at.timestamp()  # no new work's
+        ]
+        self._payer.leave(set(leaving))
         for exit_ in self._open():
             if not exit_.withdrawal and exit_.exit_id not in self._withdrawing and not self._prepare(exit_):
                 self._withdrawing.add(exit_.exit_id)
@@ -212,8 +219,6 @@ class Exits:
                     self._payee.collect(channel)
                     busy = True
                 continue
-            if channel.created_at <= exit_.created_at.timestamp():  # not what new work has opened
-                payer.leave(channel)
             if payer.acts(channel) or (payer.talks(channel) and not late):
                 busy = True
             elif channel.signed > channel.claimed and self._may_try(exit_, channel):
@@ -222,7 +227,7 @@ class Exits:
         return busy
 
     def _late(self, exit_: Exit) -> bool:
-        return self._shared.now() > exit_.created_at.timestamp() + PATIENCE_S
+        return self._shared.now() >= exit_.created_at.timestamp() + PATIENCE_S
 
     def _may_try(self, exit_: Exit, channel: Channel) -> bool:
         key = (exit_.exit_id, channel.channel_id)
