@@ -636,6 +636,25 @@ async def test_a_vault_that_was_out_of_the_configuration_hears_of_what_never_hap
     assert [(type(word), word.request_id) for word in bench.told] == [(Failed, "w")]
 
 
+async def test_one_reserve_that_is_too_dear_holds_up_no_other(make: Callable[..., Bench]) -> None:
+    """The wallet covers the one, and not both together."""
+    bench = make(token_units=10)
+    bench.reserve("dear", PEOPLE[0], 1000)
+    bench.reserve("cheap", PEOPLE[1], 8)
+    for _ in range(16):
+        await bench.steps(1)
+        await bench.clock.advance(1)
+    assert [word.request_id for word in bench.final] == ["cheap"]
+    bench.reserve("another", PEOPLE[2], 2)
+    await bench.steps(9)
+    assert [word.request_id for word in bench.final] == ["cheap", "another"]
+    assert bench.codes() == ["InsufficientToken"]
+    bench.chain_rpc.call("shem_fund", [bench.me, "0x0", 1000])
+    await bench.steps(9)
+    assert [word.request_id for word in bench.final] == ["cheap", "another", "dear"]
+    assert bench.codes() == []
+
+
 def behind(answer: Callable[[Any], Any], asked: Any) -> Any:
     """An endpoint that knows the first blocks only, and is asked about later ones."""
     many = asked if isinstance(asked, list) else [asked]

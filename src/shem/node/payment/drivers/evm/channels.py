@@ -327,7 +327,7 @@ class ChannelChain:
         rows = self._entries([*waiting, *in_flight])
         if not {row.kind for intent in waiting for row in rows.get(intent.id, ())} & {*_ALONE, "reserve"}:
             return list(waiting), None
-        allowed, free = await self._eyes.cover(payer)
+        allowed, wallet, free = await self._eyes.cover(payer)
         on_its_way = sum(_from_free(rows.get(intent.id, ())) for intent in in_flight)
         free -= on_its_way
         admitted: list[Intent] = []
@@ -344,7 +344,7 @@ class ChannelChain:
                 admitted.append(intent)
         unsigned = {intent.id for intent in waiting}
         short = self._give_up_withdrawals(payer, short)
-        dropped = set() if on_its_way else self._top_up(payer, short, max(free, 0), unsigned)
+        dropped = set() if on_its_way else self._top_up(payer, short, max(free, 0), wallet, unsigned)
         return [intent for intent in admitted if intent.id not in dropped], self._short(payer, short, max(free, 0))
 
     def _give_up_withdrawals(self, payer: str, short: Sequence[Request]) -> list[Request]:
@@ -372,22 +372,42 @@ class ChannelChain:
         leave = erc20.approve(self.vault.address, _EVERYTHING)
         manager.submit_once(f"{INTENTS}leave:{uuid.uuid4()}", self._network.token, leave, urgent=True)
 
-    def _top_up(self, payer: str, short: Sequence[Request], free: int, unsigned: set[int]) -> set[int]:
-        """Deposit what reserves lack, or drop such a deposit that nothing needs any more; gives what was dropped."""
+    def _top_up(self, payer: str, short: Sequence[Request], free: int, wallet: int, unsigned: set[int]) -> set[int]:
+        """Deposit what reserves lack, or drop such a deposit that nothing needs any more, or that the wallet does not cover
+        while it covers some of what is lacking; gives what was dropped."""
         under_way = [row for row in self._rows.open_of(payer) if row.kind == "deposit"]
-        missing = sum(row.amount for row in short if row.kind != "withdraw") - free
-        if missing > 0 and not under_way and self._clock.monotonic() >= self._no_top_up_until:
-            with self._db.transaction(durable=True) as connection:
-                self.deposit(connection, f"{_TOP_UP}{uuid.uuid4()}", payer, missing)
-                self.gather()
         idle = [row for row in under_way if row.request_id.startswith(_TOP_UP) and row.intent in unsigned]
-        if short or not idle:
-            return set()
-        with self._db.transaction(durable=True):
-            for row in idle:
-                self._drop([row])
-                self._rows.end([row], "failed", "it was not needed any more")
-        return {row.intent for row in idle if row.intent is not None}
+        lacking = [row for row in short if row.kind != "withdraw"]
+        if sum(row.amount for row in lacking) > free + wallet:
+            lacking = self._covered(lacking, free + wallet) or lacking
+        missing = min(sum(row.amount for row in lacking) - free, vault.MAX_UNITS)
+        useless = [row for row in idle if not short or row.amount > wallet >= missing > 0]
+        rested = self._clock.monotonic() >= self._no_top_up_until
+        wanted = missing > 0 and len(useless) == len(under_way) and rested
+        if wanted or useless:
+            with self._db.transaction(durable=True) as connection:
+                for row in useless:
+                    self._drop([row])
+                    self._rows.end([row], "failed", "it was not needed any more")
+                if wanted:
+                    self.deposit(connection, f"{_TOP_UP}{uuid.uuid4()}", payer, missing)
+                    self.gather()
+        return {row.intent for row in useless if row.intent is not None}
+
+    def _covered(self, lacking: Sequence[Request], reach: int) -> list[Request]:
+        """Those for which there is enough, in their order. A call of many is halved when there is enough for some of it."""
+        covered: list[Request] = []
+        for _, entries in itertools.groupby(lacking, key=lambda row: row.intent):
+            rows = list(entries)
+            if sum(row.amount for row in rows) <= reach:
+                covered += rows
+                reach -= sum(row.amount for row in rows)
+            elif len(rows) > 1 and min(row.amount for row in rows) <= reach:
+                with self._db.transaction(durable=True):
+                    self._drop(rows)
+                    self._rows.take_back(rows, len(rows) // 2)
+                    self.gather()
+        return covered
 
     def _short(self, payer: str, short: Sequence[Request], free: int) -> DriverProblem | None:
         """Only what no deposit is going to cure."""

@@ -90,13 +90,15 @@ class Eyes:
         (free,) = await self._pool.each([_view(self.vault.address, vault.account(parse_node_id(payer)))], _free)
         return free
 
-    async def cover(self, payer: str) -> tuple[int, int]:
-        """(what the vault may take from the wallet, what is free in the vault) as of the last block."""
+    async def cover(self, payer: str) -> tuple[int, int, int]:
+        """(what the vault may take from the wallet, what is in the wallet, what is free in the vault) as of the last
+        block."""
         calls = [
             _view(self._network.token, erc20.allowance(payer, self.vault.address)),
+            _view(self._network.token, erc20.balance_of(payer)),
             _view(self.vault.address, vault.account(payer)),
         ]
-        return await self._pool.ask(calls, lambda results: (quantity(results[0]), _free(results[1])))
+        return await self._pool.ask(calls, lambda said: (quantity(said[0]), quantity(said[1]), _free(said[2])))
 
     async def _paid(self, key: ChannelKey, since: int, until: int) -> list[tuple[int, str]]:
         """(in all, transaction) of each payment to the payee."""
