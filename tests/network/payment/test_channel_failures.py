@@ -347,6 +347,28 @@ def test_a_payee_with_a_wrong_clock_collects_before_the_term_ends(world: World, 
     assert deal.cents(world.bob) == (7, 7)
 
 
+def test_an_agreement_of_weeks_has_cover_to_its_end(world: World) -> None:
+    """bob hears of what is reserved for it, and tells what he holds, as on the first day."""
+    deal = Deal(world, allocation=world.allocate("20"), life_s=40 * DAY_S)
+    for day in range(1, 40):
+        deal.bill(40 * day)
+        world.run(60)
+        assert channel(world.bob).reserved == channel(world.alice).reserved
+        assert world.bob.payments.channels.gate.now(world.bob.id, deal.deal).room >= 30 * CENT
+        if day == 30:
+            copied = world.alice.db.snapshot()
+        world.run(DAY_S)
+    world.alice.db.dead = True
+    world.run(1)
+    world.alice.db.restore(copied)
+    world.restart(world.alice)
+    world.run(60)
+    assert deal.cents(world.alice)[0] == deal.cents(world.bob)[0] == 39 * 40
+    deal.end(1600)
+    world.run(3 * DAY_S)
+    assert deal.cents(world.bob) == (1600, 1600)
+
+
 def test_nothing_is_signed_or_taken_within_the_margin(world: World) -> None:
     deal = Deal(world)
     deal.bill(7)

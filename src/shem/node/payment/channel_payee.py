@@ -17,6 +17,7 @@ from shem.node.identity.signing import BadSignature
 from shem.node.payment import ledger
 from shem.node.payment.channel import (
     Channel,
+    Cover,
     CoverNotSeen,
     Voucher,
     VoucherLow,
@@ -62,7 +63,7 @@ MAX_CHANNELS = 64
 MAX_UNSEEN = 8
 """Of them, those that no final block has shown yet: each costs looks."""
 AGREED_S = 7 * 86400
-"""A channel may be announced for an agreement that came or ended so long ago."""
+"""A channel may be announced for an agreement that goes on, or ended so long ago."""
 INVOICE_GRACE_S = 60
 """An agreement that ended so shortly ago may still be invoiced."""
 LOOK_AGAIN_S = (0.2, 5.0)
@@ -128,7 +129,7 @@ class Payee:
         way = (owner, message.issuer, message.platform)
         if chain is None or (chain.vault.chain_id, chain.vault.address) != (message.chain_id, message.vault):
             raise WrongChannel(f"this node is not paid through {message.vault} on {message.platform[:60]!r}")
-        agreed = self._store.covers_since("Provider", way, self._shared.now() - AGREED_S)
+        agreed = self._agreed(way)
         if not agreed:
             raise CoverNotSeen("there is no agreement that this channel would pay")
         if (message.key.payer, message.key.payee) not in {(cover.payer, cover.payee) for cover in agreed}:
@@ -137,6 +138,12 @@ class Payee:
         with self._books.write():
             found = self._note(way, key, message.tx_hash)
             self._books.db.after_commit(lambda: self._hear_of(found))
+
+    def _agreed(self, way: Way) -> list[Cover]:
+        """Agreements that channels may pay: all that go on, however long they last, and those of late, newest first."""
+        late = self._store.covers_since("Provider", way, self._shared.now() - AGREED_S)
+        found = {cover.agreement_id: cover for cover in (*self._store.live_covers("Provider", way), *late)}
+        return sorted(found.values(), key=lambda cover: (cover.live, cover.changed_at), reverse=True)
 
     def _note(self, way: Way, key: ChannelKey, tx_hash: str) -> Channel:
         """The row of a channel that somebody names. Raises :class:`WrongChannel`."""
@@ -323,13 +330,8 @@ class Payee:
         channel = self._store.channel_at(message.recipient, message.chain_id, message.vault, message.channel_id)
         if channel is None or channel.role != "Provider" or channel.peer_id != message.issuer:
             raise WrongChannel("there is no such channel between us")
-        since = self._shared.now() - AGREED_S
-        covers = self._store.covers_since("Provider", way_of(channel), since, MAX_HELD)
-        found = [
-            self._books.store.last_accepted(cover.agreement_id, cover.owner)
-            for cover in covers
-            if is_paid_through(cover, channel)
-        ]
+        covers = [cover for cover in self._agreed(way_of(channel)) if is_paid_through(cover, channel)]
+        found = [self._books.store.last_accepted(cover.agreement_id, cover.owner) for cover in covers[:MAX_HELD]]
         answer = Held(
             amount=str(channel.signed),
             signature=channel.signature or b"",
