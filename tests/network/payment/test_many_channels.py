@@ -70,3 +70,16 @@ async def test_a_turn_costs_in_proportion_to_the_channels(tmp_path, open_channel
         add_channels(alice, 140)
         many = work_of_a_turn(alice)
         assert few < many < 12 * few  # eight times as many channels; by the square it would be sixty-four times
+
+
+async def test_a_list_of_many_channels_asks_the_database_three_times(tmp_path, open_channels):
+    """Programs look at it after each bill."""
+    async with open_channels(tmp_path) as world:
+        alice = world.nodes["alice"]
+        add_channels(alice, 50)
+        asked: list[str] = []
+        alice.db.connection.set_trace_callback(asked.append)
+        found = alice.payments.channels.listed(alice.id)
+        alice.db.connection.set_trace_callback(None)
+        assert len(asked) == 3
+        assert [len(agreements) for _, agreements in found] == [1] * 50

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 
 import msgspec
@@ -26,6 +27,7 @@ from shem.node.payment.channel_books import ChannelBooks, Verification, waiting_
 from shem.node.payment.channel_cover import Gate
 from shem.node.payment.channel_payee import Payee
 from shem.node.payment.channel_payer import Payer
+from shem.node.payment.channel_store import Way
 from shem.node.payment.deal import AgreementView
 from shem.node.payment.drivers.base import PaymentDriver, VerifiedTransfer
 from shem.node.payment.drivers.channel import ChannelDriver
@@ -189,10 +191,11 @@ class Channels:
     def listed(self, owner: str) -> list[tuple[Channel, list[str]]]:
         """The owner's channels, oldest first, each with the agreements that go on between its two nodes."""
         store = self.shared.store
-        return [
-            (channel, [cover.agreement_id for cover in store.live_covers(channel.role, way_of(channel))])
-            for channel in store.channels(owner)
-        ]
+        going_on: dict[tuple[str, Way], list[str]] = defaultdict(list)
+        for role in ("Requestor", "Provider"):  # not a query for each channel: programs look after each bill
+            for cover in store.live_covers(role):
+                going_on[role, way_of(cover)].append(cover.agreement_id)
+        return [(channel, going_on.get((channel.role, way_of(channel)), [])) for channel in store.channels(owner)]
 
     def changed(self) -> None:
         """Allocations or documents have changed: look again after the commit, or now when there is none."""
