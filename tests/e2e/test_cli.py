@@ -104,7 +104,7 @@ async def test_run_brings_files_and_directories_there_and_back(net: Devnet, imag
     opened, closed = HASH.findall(done.err)
     receipts = [await net.rpc("eth_getTransactionReceipt", tx_hash) for tx_hash in (opened, closed)]
     assert [receipt["status"] for receipt in receipts] == ["0x1", "0x1"]
-    assert f"block {int(receipts[1]['blockNumber'], 16)} " in done.err
+    assert f"block {int(receipts[1]['blockNumber'], 16)}: " in done.err
     assert max(len(line) for line in done.err.splitlines() if not HASH.search(line)) <= 80
 
 

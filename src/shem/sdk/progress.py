@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.progress import (
     BarColumn,
     Progress,
@@ -43,6 +44,13 @@ class _WorkBar(BarColumn):
         return Text("") if without else super().render(task)
 
 
+class _Spinner(SpinnerColumn):
+    """Rests also for work that was not brought to its end."""
+
+    def render(self, task: Task) -> RenderableType:
+        return self.finished_text if task.fields.get("resting") else super().render(task)
+
+
 class _Count(ProgressColumn):
     """``7/24`` for the work, ``3 done`` for a machine."""
 
@@ -62,7 +70,7 @@ class ProgressDisplay:
         self._report = report
         self._console = console or Console(stderr=True)
         self._progress = Progress(
-            SpinnerColumn(finished_text=" "),
+            _Spinner(finished_text=" "),
             TextColumn("{task.description}", markup=False),
             _WorkBar(),
             _Count(),
@@ -159,9 +167,13 @@ class ProgressDisplay:
     def close(self) -> None:
         """Stop drawing and show the bill."""
         if self._running:
-            for row in (self._work, self._money, *self._channels.values()):
-                if row is not None:
+            for row in (self._money, *self._rows.values(), *self._channels.values()):
+                if row is not None:  # a total makes the row finished, so that its spinner rests
+                    self._progress.update(row, total=self._progress.tasks[row].completed)
                     self._progress.stop_task(row)
+            if self._work is not None:
+                self._progress.update(self._work, resting=True)
+                self._progress.stop_task(self._work)
             self._progress.stop()
             self._running = False
         if self._report.providers:
@@ -245,13 +257,15 @@ def show_bill(report: Report, console: Console) -> None:
     if report.budget is not None and report.budget.price is not None:
         console.print(budget_words(report.budget), markup=False, highlight=False, soft_wrap=True)
     for p in report.providers.values():
+        name = plain(p.name, MAX_NAME)
         for reason in p.refused.values():
-            console.print(f"not paid: the bill of {p.name}: {reason}", style="yellow", markup=False, soft_wrap=True)
+            words = f"not paid: the bill of {name}: {plain(reason)}"
+            console.print(words, style="yellow", markup=False, soft_wrap=True)
         for bill in p.waiting.values():
-            words = f"not accepted yet: {format_amount(bill.amount)} that {p.name} asks: {bill.reason}"
+            words = f"not accepted yet: {format_amount(bill.amount)} that {name} asks: {plain(bill.reason)}"
             console.print(words, style="yellow", markup=False, soft_wrap=True)
         if p.unbilled:
-            console.print(f"{p.name} has sent no bill for {len(p.unbilled)} agreement(s)", style="yellow", markup=False)
+            console.print(f"{name} has sent no bill for {len(p.unbilled)} agreement(s)", style="yellow", markup=False)
     show_channels(report, console)
     show_transactions(report, console)
 
@@ -274,25 +288,27 @@ def show_channels(report: Report, console: Console) -> None:
 
 
 def show_transactions(report: Report, console: Console) -> None:
-    """Where on the chain it was paid: one line for each transaction, with all whom it paid."""
-    reserved: dict[str, list[str]] = {}
-    paid: dict[str, list[str]] = {}
+    """Where on the chain it was paid: each transaction once, with all whom it paid."""
+    reserved: dict[tuple[str, str], list[str]] = {}
+    paid: dict[tuple[str, str], list[str]] = {}
     for provider in report.providers.values():
         name = plain(provider.name, MAX_NAME)
         for channel in provider.channels.values():
-            _add(reserved, channel.opened_tx, name)
+            _add(reserved, (channel.opened_tx, ""), name)
         for payment in provider.payments:
             if payment.tx_hash:
-                _add(paid, f"block {payment.block_number}  {payment.tx_hash}", name)
+                _add(paid, (payment.tx_hash, f"block {payment.block_number}: "), name)
     for title, lines in (("Reserved on the chain", reserved), ("Settled on the chain", paid)):
         if lines:
             console.print(title, style="bold")
-        for place, names in lines.items():
-            # one line each, however long: a hash that is cut cannot be looked up
-            console.print(f"  {place}  {', '.join(names)}", soft_wrap=True, markup=False, highlight=False)
+        for (tx_hash, block), names in lines.items():
+            # a line of its own, however narrow the terminal: a hash that is cut cannot be looked up
+            console.print(f"  {tx_hash}", soft_wrap=True, markup=False, highlight=False)
+            whom = Text(block + ", ".join(names))
+            console.print(Padding(whom, (0, 0, 0, 4), expand=False))
 
 
-def _add(lines: dict[str, list[str]], place: str, name: str) -> None:
+def _add(lines: dict[tuple[str, str], list[str]], place: tuple[str, str], name: str) -> None:
     names = lines.setdefault(place, [])
     if name not in names:
         names.append(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -76,9 +77,8 @@ def test_vouchers_are_drawn_and_in_the_end_what_was_reserved_paid_and_came_back(
     closed = replace(OPEN, signed=TOKEN // 5, claimed=TOKEN // 5, state="closed")
     text = drawn(events.RentalStarted(1, "0xp", "provider-1", "a1"), OPEN, closed, PAID)
     assert "0.2 paid, 0.3 back" in text
-    lines = text.splitlines()
-    assert "  0xopen  provider-1" in lines
-    assert "  block 17  0xclose  provider-1" in lines
+    assert "\n  0xopen\n    provider-1\n" in text
+    assert "\n  0xclose\n    block 17: provider-1\n" in text
 
 
 def test_what_waits_is_said() -> None:
@@ -99,7 +99,43 @@ def test_a_transaction_that_pays_many_is_shown_once() -> None:
         PAID,
         second,
     )
-    assert text.splitlines().count("  block 17  0xclose  provider-1, provider-2") == 1
+    assert text.count("\n  0xclose\n    block 17: provider-1, provider-2\n") == 1
+
+
+def test_a_hash_and_many_names_fit_80_columns() -> None:
+    hashed = "0x" + "d" * 64
+    names = [f"a-provider-of-some-length-{n}"[:24] for n in range(9)]
+    rentals = [events.RentalStarted(n, f"0x{n}", name, f"a{n}") for n, name in enumerate(names)]
+    paid = [replace(PAID, provider_id=f"0x{n}", tx_hash=hashed, block_number=71_234_567) for n in range(9)]
+    text = drawn(*rentals, *paid)
+    assert text.count(hashed) == 1
+    assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_nothing_turns_when_all_is_over() -> None:
+    """A line with a spinner says that something goes on there."""
+    text = drawn(
+        events.DemandPublished("d", "()"),
+        events.TasksAdded(1),
+        events.RentalStarted(1, "0xp", "provider-1", "a1"),
+        events.SpendingChanged(accepted=0, owed=1, hourly=1),
+        OPEN,
+    )
+    assert "provider-1" in text
+    assert not re.search("[⠀-⣿]", text)
+
+
+def test_what_a_provider_says_moves_no_cursor() -> None:
+    evil = "evil\x1b[2J\x07"
+    text = drawn(
+        events.RentalStarted(1, "0xp", evil, "a1"),
+        events.BillWaits("0xp", "a1", TOKEN // 4, "no_channel", f"because {evil}"),
+        events.BillRefused("0xp", "a2", TOKEN // 4, "x", f"since {evil}"),
+        width=200,
+    )
+    assert "because evil" in text
+    assert "since evil" in text
+    assert "\x1b" not in text
 
 
 def test_the_least_reserve_follows_from_the_offer() -> None:
