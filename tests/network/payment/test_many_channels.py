@@ -6,14 +6,17 @@ import secrets
 import time
 from typing import Any
 
+import pytest
+
 from shem.node.payment.channel import Channel, Cover
+from shem.node.payment.channel_store import Target
 
 PLATFORM = "channel-devnet-tglm"
 TGLM = 10**18
 
 
-def add_channels(node: Any, count: int) -> None:
-    """As if so many providers were at work, with half of their cover left."""
+def add_channels(node: Any, count: int, *, due: bool = False) -> None:
+    """As if so many providers were at work, with half of their cover left; ``due``: and should have been paid by now."""
     shared, now = node.payments.channels.shared, int(time.time())
     vault = shared.chains[PLATFORM].vault
     with node.db.transaction():
@@ -44,6 +47,15 @@ def add_channels(node: Any, count: int) -> None:
                 changed_at=now,
             )
             shared.store.save_cover(cover)
+            if due:
+                amounts = {"amount": TGLM // 100, "target": TGLM // 100}
+                shared.store.save_target(
+                    Target(**_place(parts), **amounts, order_id=secrets.token_hex(16), settle_at=now)
+                )
+
+
+def _place(parts: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in parts.items() if name != "role"}
 
 
 def work_of_a_turn(node: Any) -> int:
@@ -61,13 +73,14 @@ def work_of_a_turn(node: Any) -> int:
     return done
 
 
-async def test_a_turn_costs_in_proportion_to_the_channels(tmp_path, open_channels):
+@pytest.mark.parametrize("due", [False, True])
+async def test_a_turn_costs_in_proportion_to_the_channels(tmp_path, open_channels, due):
     async with open_channels(tmp_path) as world:
         alice = world.nodes["alice"]
         await alice.allocate("50", platform=PLATFORM)
-        add_channels(alice, 20)
+        add_channels(alice, 20, due=due)
         few = work_of_a_turn(alice)
-        add_channels(alice, 140)
+        add_channels(alice, 140, due=due)
         many = work_of_a_turn(alice)
         assert few < many < 12 * few  # eight times as many channels; by the square it would be sixty-four times
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
+from collections.abc import Collection
 
 import msgspec
 
@@ -309,9 +310,10 @@ class Payer:
             except Refused as error:
                 log.error("nothing can be reserved for %s on %s: %s", way[1], way[2], error)
                 self._not_before[way] = now + RETRY_S
+        due = {way_of_target(target) for target in self._store.due(now)}
         for channel in live:
             if channel.role == "Requestor" and channel.platform in self._shared.chains:
-                self._tend(channel, now)
+                self._tend(channel, now, due)
         self._closer.prune(live)
         self._notice_paid()
 
@@ -376,7 +378,7 @@ class Payer:
                 )
                 chain.extend(connection, request.request_id, key_of(channel), grow.add, grow.valid_until)
 
-    def _tend(self, channel: Channel, now: float) -> None:
+    def _tend(self, channel: Channel, now: float, due: Collection[Way]) -> None:
         """Close what is idle, pay what is due, take back what is over."""
         way = way_of(channel)
         if self._closer.asks(channel) or channel.name in self._looking or self._not_before.get(way, 0) > now:
@@ -392,7 +394,7 @@ class Payer:
             self._start_look(channel, "settle" if channel.signed > channel.claimed else "release")
         elif may_ask and (half_closed or self._idle(channel)):
             self._closer.start(channel)
-        elif channel.signed > channel.claimed and (self._is_due(channel, now) or self._rests(channel, now)):
+        elif channel.signed > channel.claimed and (way in due or self._rests(channel, now)):
             self._start_look(channel, "settle")
 
     def _idle(self, channel: Channel) -> bool:
@@ -441,9 +443,6 @@ class Payer:
         """When a channel has been without work for so long that nothing is expected, allocations or not."""
         since = self._store.last_change("Requestor", way_of(channel))
         return since + self._shared.margin_s(channel.platform) / REST
-
-    def _is_due(self, channel: Channel, now: float) -> bool:
-        return any(way_of_target(target) == way_of(channel) for target in self._store.due(now))
 
     def _start_look(self, channel: Channel, then: RequestKind | None) -> None:
         self._looking.add(channel.name)
