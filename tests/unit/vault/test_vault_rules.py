@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import zlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -243,3 +247,38 @@ def test_tokens_sent_by_mistake_disturb_nothing(world: Any, open_channel: Any) -
     assert world.do(payer, vault.cooperative_close([(key, 100, said)])).ok
     assert world.do(payer, vault.withdraw(payer.address, 900)).ok
     assert world.balance(world.vault.address) == 77
+
+
+TOKENS = json.loads((Path(__file__).parents[1] / "evm" / "tokens.json").read_text())["mutants"]
+
+
+@pytest.mark.parametrize(
+    "token", ["", "a fee is kept", "it says no to who takes", "it says no to who gives", "it calls back"]
+)
+def test_tokens_that_do_otherwise_than_they_should_are_owed_nothing(world: Any, token: str) -> None:
+    """And what one that calls back finds is a closed door, whatever it asks for: here something harmless. The first one
+    behaves, so that it is the token that makes the difference."""
+    payer, payee = world.people[0], world.people[3]
+    packed = TOKENS.get(token)
+    code = zlib.decompress(base64.b64decode(packed)).hex() if packed else places.artifact("Token")["bytecode"]
+    world.token, _ = world.deploy(payer, code, 1000)
+    world.stand_on(places.artifact("Vault")["bytecode"])
+    taken = world.do(payer, vault.deposit(payer.address, 100)).ok
+    assert taken == (token in ("", "it says no to who gives"))
+    assert world.account(payer) == (100 if taken else 0, 0)
+    assert world.balance(world.vault.address) == (100 if taken else 0)
+    if not taken:
+        return
+    until = world.now() + 3600
+    assert world.do(payer, vault.reserve([Reservation(payee.address, payer.address, 60, until)])).ok
+    key = ChannelKey(payer.address, payee.address, payer.address, 0)
+    claim = Claim(key, 50, world.voucher(payer, key.id, 50))
+    for who, call in (
+        (payer, vault.withdraw(payer.address, 40)),
+        (payer, vault.settle([(key, 30)])),
+        (payee, vault.redeem(payee.address, [claim])),
+        (payer, vault.cooperative_close([(key, 60, world.close(payee, key.id, 60))])),
+    ):
+        assert world.do(who, call).ok == (not token)
+    if token:
+        assert (world.account(payer), world.channel(key)) == ((40, 1), OnChain(60, 0, until)), "nothing counts as paid"
