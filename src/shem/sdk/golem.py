@@ -38,7 +38,7 @@ from shem.sdk.report import Report
 from shem.sdk.transfer import Courier
 from shem.sdk.types import Need, SetupFunction, TaskFunction
 from shem.terms.amounts import format_amount
-from shem.terms.budgets import Budget, Limits, Price
+from shem.terms.budgets import Budget, Limits, Price, parse_sum
 from shem.wire.payment import Account, NewAllocation
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ class Golem:
         progress: bool | None = None,
         listener: Listener | None = None,
     ) -> None:
+        parse_sum(budget)  # a map may have no budget of its own (None); a session without one would set nothing aside
         self._budget = Budget.parse(budget, budget_per_hour, budget_per_provider)
         self._platform = platform
         self._api_url = api_url or os.environ.get("YAGNA_API_URL") or DEFAULT_API_URL

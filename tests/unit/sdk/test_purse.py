@@ -11,8 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shem.sdk.bookkeeping import SHORTEST_WAIT_S
+from shem.sdk.golem import Golem
 from shem.sdk.hiring import Hired
 from shem.sdk.purse import GIVE_BACK_S, HOUR_S, Account, BudgetExceeded, ProviderSpent, Purse, ReserveShort
+from shem.terms.amounts import BadAmount
 from shem.terms.budgets import Limits
 from shem.terms.pricing import LinearPricing
 from shem.wire.market import Agreement, Demand, Offer
@@ -248,3 +250,10 @@ def test_time_counts_from_when_the_reserve_was_there() -> None:
     assert waiting.hourly == 3600 * TOKEN
     # a bill may still be for all the time since the approval: the provider's clock is not ours
     assert waiting.most(1, 501.0) >= 501 * TOKEN
+
+
+def test_a_session_has_a_budget() -> None:
+    """None would set no money aside, and be found out by every provider that waits for its reserve."""
+    for wrong in (None, 1, 0.5):
+        with pytest.raises(BadAmount, match="a budget is text"):
+            Golem(budget=wrong, app_key="k" * 32, api_url="http://127.0.0.1:1")  # type: ignore[arg-type]
