@@ -66,6 +66,8 @@ async def test_what_is_refused_says_why_and_ends_with_its_number(net: Devnet) ->
         (("withdraw", "100000"), 4, "money_too_much"),
         (("deposit", "1.0000000000000000001"), 2, "bad_amount"),
         (("deposit", "one"), 2, "bad_amount"),
+        (("deposit", "5 GLM"), 2, "bad_amount"),
+        (("withdraw", "ALL"), 2, "bad_amount"),
         (("deposit", "1", "--network", "mainnet"), 2, "bad_payment_platform"),
         (("withdraw", "1", "--to", STRANGER), 2, "not_the_owner"),
         (("exit", "--to", STRANGER), 2, "not_the_owner"),
@@ -77,6 +79,7 @@ async def test_what_is_refused_says_why_and_ends_with_its_number(net: Devnet) ->
         assert (done.status, done.out) == (status, ""), (argv, done)
         assert f"code: {code}" in done.err
         assert ("--data-dir" in done.err) == (code == "not_the_owner")
+        assert ("or 'all'" in done.err) == (code in ("bad_amount", "money_too_much"))
 
 
 async def test_who_stops_waiting_stops_nothing(net: Devnet) -> None:

@@ -40,6 +40,7 @@ POLL_S = 2.0
 RESTART_S = 30.0
 """A node that restarts meanwhile is waited for."""
 _HINTS = {
+    "bad_amount": "a number of tokens such as 2.5, without their name, or 'all'",
     "not_the_owner": "add --data-dir, the node's data directory: the owner's key lies there",
     # the chain is looked at before anything is written down, and never by who only waits
     "chain_unreachable": "nothing was asked for; say it again when an endpoint answers",
