@@ -121,6 +121,11 @@ class Eyes:
         except RpcRefused:
             if until - since < LOG_BLOCKS[-1]:
                 raise
+        except ChainUnreachable:
+            # So many blocks may just take too long. Without a beginning one piece must do, which proves nothing here: the
+            # endpoint may search the whole chain another time.
+            if not since:
+                raise
         return await self._search(topics, since, until)
 
     async def _logs_in(self, topics: Sequence[str], since: int, until: int) -> list[_FoundLog]:
@@ -142,7 +147,7 @@ class Eyes:
             start = max(since, until - sizes[0] + 1)
             try:
                 found = await self._logs_in(topics, start, until)
-            except RpcRefused:
+            except (RpcRefused, ChainUnreachable):
                 if len(sizes) == 1:
                     raise
                 del sizes[0]
