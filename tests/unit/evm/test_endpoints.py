@@ -181,6 +181,18 @@ async def test_a_second_endpoint_that_takes_it_is_enough(bench: Bench) -> None:
     assert bench.states == ["final"]
 
 
+async def test_a_nonce_is_not_taken_from_an_endpoint_that_stands_alone_with_it(bench: Bench) -> None:
+    """It would be the payment's for ever, and nothing would be mined before somebody has used all that are before it."""
+    bench.lines["a"] = broken(bench, "eth_getTransactionCount", result="0x500")
+    bench.payer.order("a", PAYEE, 7)
+    await bench.steps(2, mine=True)
+    assert (bench.states, list(bench.problems)) == (["new"], ["RpcError"])
+    assert "disagree" in bench.problems["RpcError"]
+    bench.lines["a"] = bench.chain.rpc.answer
+    await bench.steps(4, mine=True)
+    assert (bench.states, bench.problems) == (["final"], {})
+
+
 async def test_endpoints_that_refuse_are_named(bench: Bench) -> None:
     bench.lines = dict.fromkeys(bench.lines, broken(bench, "eth_getTransactionCount", **LIMIT))
     bench.payer.order("a", PAYEE, 7)

@@ -43,6 +43,7 @@ from shem.node.payment.drivers.evm.rpc import (
     RpcRefused,
     WrongChain,
     number,
+    quantity,
     read,
     read_or_none,
     receipt_of,
@@ -494,6 +495,8 @@ class TransactionManager:
             return
         own = self._store.next_nonce()
         if own < view.nonce:
+            if not await self._all_agree_on(view.nonce, problems):
+                return
             log.warning(
                 "nonces %d to %d of %s on %s were used by another program, or the database is older than the chain",
                 own,
@@ -509,6 +512,16 @@ class TransactionManager:
             return
         given = [(intent.id, nonce + place) for place, (intent, _) in enumerate(ready)]
         await self._commit_and_send(given, attempts, problems)
+
+    async def _all_agree_on(self, count: int, problems: dict[str, DriverProblem]) -> bool:
+        """Whether each endpoint that is well counts so many transactions of the account: a nonce is for ever."""
+        answers = await self._pool.everywhere([("eth_getTransactionCount", [self._signer.address, "latest"])])
+        counts = {quantity(said) for (said,) in answers if not isinstance(said, RpcRefused)}
+        if counts == {count}:
+            return True
+        told = ", ".join(map(str, sorted(counts | {count})))
+        self._note(problems, "RpcError", f"endpoints disagree about how many transactions the account has sent: {told}")
+        return False
 
     async def _commit_and_send(
         self,
