@@ -86,6 +86,7 @@ class Candidate:
     proposal_id: str
     provider_id: str
     name: str
+    pricing: LinearPricing
     hourly: int
     """What an hour of full use costs, in base units."""
     order: int
@@ -298,7 +299,8 @@ class Hiring:
             return
         name = plain(proposal.properties.get("golem.node.id.name") or "", MAX_NAME) or proposal.issuer_id[:10]
         try:
-            hourly = self._hourly(proposal.properties)
+            pricing = LinearPricing.from_properties(proposal.properties)
+            hourly = self._hourly(pricing)
         except Refused as error:
             log.info("the offer of %s is not understood: %s", name, error)
             return
@@ -309,16 +311,15 @@ class Hiring:
             return
         self._count += 1
         self._candidates.append(
-            Candidate(demand_id, proposal.proposal_id, proposal.issuer_id, name, hourly, self._count)
+            Candidate(demand_id, proposal.proposal_id, proposal.issuer_id, name, pricing, hourly, self._count)
         )
         if proposal.issuer_id not in self._seen:
             self._seen.add(proposal.issuer_id)
             self._emit(events.ProposalSeen(proposal.issuer_id, name))
         self._changed.set()
 
-    def _hourly(self, offer: Mapping[str, Any]) -> int:
+    def _hourly(self, pricing: LinearPricing) -> int:
         """The cost of one hour with every thread busy."""
-        pricing = LinearPricing.from_properties(offer)
         full = {"golem.usage.duration_sec": 3600.0, "golem.usage.cpu_sec": 3600.0 * self._threads}
         return pricing.cost([full.get(counter, 0.0) for counter in pricing.usage_vector])
 
@@ -358,6 +359,8 @@ class Hiring:
             self._answers.pop(counter_id, None)
         if isinstance(draft, Refused):
             raise draft
+        if _is_dearer(LinearPricing.from_properties(draft.properties), candidate.pricing):
+            raise ProposalRejected("it asks for more than it offered", code="price_raised", final=True)
         valid_to = datetime.now(UTC) + timedelta(seconds=2 * APPROVE_TIMEOUT_S)
         agreement_id = await self._market.create_agreement(draft.proposal_id, valid_to)
         try:
@@ -424,6 +427,13 @@ class Hiring:
         except (ShemError, TimeoutError):
             return []
         return [offer.properties for offer in found]
+
+
+def _is_dearer(asked: LinearPricing, offered: LinearPricing) -> bool:
+    """Whether some use might cost more: its offer is what a provider was chosen for, and what ``max_hourly`` was held to."""
+    before = dict(zip(offered.usage_vector, offered.coeffs, strict=True))
+    raised = any(coeff > before.get(name, 0) for name, coeff in zip(asked.usage_vector, asked.coeffs, strict=True))
+    return raised or asked.start > offered.start
 
 
 def _rejection(reason: Mapping[str, Any]) -> ProposalRejected:
