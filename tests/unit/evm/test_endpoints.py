@@ -13,6 +13,7 @@ import pytest
 from shem.cogs.clock import ManualClock
 from shem.node.payment.drivers.base import ChainUnreachable, NotFinalYet, PaymentNotFound, Settlement
 from shem.node.payment.drivers.evm.manager import STRANGE_LOOKS, NotStuck
+from shem.testing.devchain import places
 from shem.testing.devchain.chain import Chain
 from shem.testing.devchain.node import DevChain
 from shem.testing.devchain.rpc import Rpc
@@ -179,6 +180,46 @@ async def test_a_second_endpoint_that_takes_it_is_enough(bench: Bench) -> None:
     assert bench.problems == {}
     await bench.steps(4, mine=True)
     assert bench.states == ["final"]
+
+
+@pytest.mark.parametrize("way", ["transfer", "channel"])
+async def test_leave_that_nobody_sees_is_not_paid_for_again_and_again(
+    chain: DevChain, new_payer: Callable[..., Any], way: str
+) -> None:
+    """By a token that forgets what it allows, or an endpoint that does."""
+    chain.rpc.call("shem_setAutomine", [False])
+    vault, multi = places.VAULT_ADDRESS, places.MULTI_TRANSFER_ADDRESS
+    payer = new_payer(rpc_urls=("a",), vault=vault, multi_transfer=multi)
+    bench = Bench(payer, chain)
+
+    def forgets(request: Any) -> Any:
+        if isinstance(request, list):
+            return [forgets(one) for one in request]
+        told: Any = chain.rpc.answer(request)
+        if request["method"] == "eth_call" and request["params"][0]["data"].startswith("0xdd62ed3e"):
+            told["result"] = "0x" + "00" * 32
+        return told
+
+    bench.lines["a"] = forgets
+    if way == "transfer":
+        for name in "ab":
+            payer.order(name, PAYEE, 7)
+        payer.driver.payouts["devnet"].gather()
+    else:
+        with payer.db.transaction() as connection:
+            payer.driver.vaults["devnet"].deposit(connection, "d", payer.identity.address, 7)
+        payer.driver.vaults["devnet"].gather()
+    await bench.steps(40, mine=True)
+    leaves = "select count(*) from evm_intent where key like '%leave:%' and state = 'final'"
+    assert payer.db.connection.execute(leaves).fetchone()[0] == 2, "once more, in case it was taken back"
+    if way == "transfer":
+        assert len(payer.told) == 2, "one by one"
+    else:
+        assert "gives no leave" in bench.problems["TxStuck"]
+        bench.lines["a"] = chain.rpc.answer
+        await bench.steps(5, mine=True)
+        assert await payer.driver.vaults["devnet"].free(payer.identity.address) == 7
+    await payer.close()
 
 
 async def test_a_nonce_is_not_taken_from_an_endpoint_that_stands_alone_with_it(bench: Bench) -> None:

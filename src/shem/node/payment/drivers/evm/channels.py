@@ -90,6 +90,7 @@ class ChannelChain:
         self._scope: TaskScope | None = None
         self._eyes = Eyes(db, network, pool, self._rows)
         self._no_top_up_until = float("-inf")
+        self._leave_asked: dict[str, list[float]] = {}
 
     def on_word(self, callback: Callable[[ChainWord], None]) -> None:
         """See the protocol. Register before :meth:`start`."""
@@ -330,13 +331,14 @@ class ChannelChain:
         allowed, wallet, free = await self._eyes.cover(payer)
         on_its_way = sum(_from_free(rows.get(intent.id, ())) for intent in in_flight)
         free -= on_its_way
+        leave = True
         admitted: list[Intent] = []
         short: list[Request] = []
         for intent in waiting:
             entries = rows.get(intent.id, ())
             cost = _from_free(entries)
             if sum(row.amount for row in entries if row.kind == "deposit") > allowed:
-                self._ask_leave(payer)
+                leave = self._ask_leave(payer)
             elif cost > max(free, 0):
                 short += entries
             else:
@@ -345,7 +347,10 @@ class ChannelChain:
         unsigned = {intent.id for intent in waiting}
         short = self._give_up_withdrawals(payer, short)
         dropped = set() if on_its_way else self._top_up(payer, short, max(free, 0), wallet, unsigned)
-        return [intent for intent in admitted if intent.id not in dropped], self._short(payer, short, max(free, 0))
+        problem = self._short(payer, short, max(free, 0))
+        if problem is None and not leave:
+            problem = self._problem("TxStuck", f"the token of {self._network.name} gives no leave to the vault", payer)
+        return [intent for intent in admitted if intent.id not in dropped], problem
 
     def _give_up_withdrawals(self, payer: str, short: Sequence[Request]) -> list[Request]:
         """Somebody else took what was free when a withdrawal was asked for: it fails, unless more is under way to the
@@ -366,11 +371,18 @@ class ChannelChain:
             found.setdefault(row.intent, []).append(row)
         return found
 
-    def _ask_leave(self, payer: str) -> None:
-        """Once for ever: the vault takes from nobody but who calls it."""
-        manager = self._managers[self._network.name, payer]
+    def _ask_leave(self, payer: str) -> bool:
+        """Once for ever: the vault takes from nobody but who calls it. It may be lost, but not again and again. Whether it
+        is to come."""
         leave = erc20.approve(self.vault.address, _EVERYTHING)
-        manager.submit_once(f"{INTENTS}leave:{uuid.uuid4()}", self._network.token, leave, urgent=True)
+        now = self._clock.monotonic()
+        asked = [at for at in self._leave_asked.get(payer, ()) if now - at < erc20.LEAVE_PERIOD_S]
+        if len(asked) >= erc20.MAX_LEAVES:
+            return self._managers[self._network.name, payer].has_open_call(self._network.token, leave)
+        manager = self._managers[self._network.name, payer]
+        if manager.submit_once(f"{INTENTS}leave:{uuid.uuid4()}", self._network.token, leave, urgent=True):
+            self._leave_asked[payer] = [*asked, now]
+        return True
 
     def _top_up(self, payer: str, short: Sequence[Request], free: int, wallet: int, unsigned: set[int]) -> set[int]:
         """Deposit what reserves lack, or drop such a deposit that nothing needs any more, or that the wallet does not cover

@@ -16,6 +16,9 @@ _APPROVE = keccak256(b"approve(address,uint256)")[:4]
 FAUCET_CREATE = keccak256(b"create()")[:4]
 """Call data for the faucets of test networks: tokens for the sender."""
 _AMOUNT = re.compile("0x[0-9a-fA-F]{64}")
+MAX_LEAVES, LEAVE_PERIOD_S = 2, 86400.0
+"""A contract's leave to take tokens is asked for so often within such a time: a token, or an endpoint, that forgets it would
+take gas for ever."""
 TRANSFER_TOPIC = "0x" + keccak256(b"Transfer(address,address,uint256)").hex()
 
 

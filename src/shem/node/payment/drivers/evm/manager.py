@@ -168,6 +168,10 @@ class TransactionManager:
         ``on_refused`` alone, which run between signatures."""
         self._store.drop(intent)
 
+    def has_open_call(self, dst: str, data: bytes) -> bool:
+        """Whether it is under way already."""
+        return self._store.has_open_call(dst, data)
+
     def submit_once(self, key: str, dst: str, data: bytes, *, urgent: bool = False) -> bool:
         """A call of which one at a time is enough; False when it is under way already."""
         with self._db.transaction(durable=True) as connection:

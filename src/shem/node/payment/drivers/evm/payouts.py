@@ -82,6 +82,7 @@ class Payouts:
         self._tell = tell
         self._wake = asyncio.Event()
         self._no_leave_until: dict[str, float] = {}
+        self._leave_asked: dict[str, list[float]] = {}
 
     def ask(self, connection: sqlite3.Connection, order: PaymentOrder) -> None:
         """Note an order in the caller's transaction; the same id is the same order."""
@@ -193,9 +194,14 @@ class Payouts:
         return allowed
 
     def _ask_leave(self, payer: str) -> None:
-        manager = self._managers[self._network.name, payer]
+        manager, now = self._managers[self._network.name, payer], self._clock.monotonic()
         leave = erc20.approve(self._network.multi_transfer, _EVERYTHING)
-        manager.submit_once(f"{LEAVE}{uuid.uuid4()}", self._network.token, leave, urgent=True)
+        asked = [at for at in self._leave_asked.get(payer, ()) if now - at < erc20.LEAVE_PERIOD_S]
+        if len(asked) < erc20.MAX_LEAVES:
+            if manager.submit_once(f"{LEAVE}{uuid.uuid4()}", self._network.token, leave, urgent=True):
+                self._leave_asked[payer] = [*asked, now]
+        elif not manager.has_open_call(self._network.token, leave):
+            self._no_leave(payer, "it was given, and is not there")
 
     def split(self, intent: Intent, size: int = 0) -> None:
         """Replace a call that was never signed by smaller ones."""
