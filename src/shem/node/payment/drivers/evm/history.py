@@ -48,7 +48,8 @@ def deeds(connection: sqlite3.Connection, networks: Sequence[Network], address: 
     for network in networks:
         found += _waiting(connection, network, address, limit)
         rows = connection.execute(
-            f"{_INTENTS} where chain_id = ? and sender = ? order by i.id desc limit ?",
+            # From the newest on until there are enough: any index would give all of them, to be sorted.
+            f"{_INTENTS} not indexed where chain_id = ? and sender = ? order by i.id desc limit ?",
             (network.chain_id, address, limit),
         )
         found += [_deed(connection, network, row) for row in rows.fetchall()]

@@ -186,9 +186,10 @@ class IntentStore:
 
     def under_way(self) -> list[Intent]:
         """Signed and not final, in nonce order."""
+        # With the plus: else all that ever had a nonce are looked at, in its order, instead of the few in these states.
         rows = self._connection.execute(
             f"select {_INTENT} from evm_intent where chain_id = ? and sender = ? and state in ('sent', 'mined')"  # noqa: S608
-            " order by nonce",
+            " order by +nonce",
             self._account,
         )
         return [_intent(row) for row in rows]
