@@ -322,16 +322,13 @@ async def test_an_endpoint_without_final_blocks_is_named(bench: Bench) -> None:
     assert "no such block tag" in bench.problems["RpcError"]
 
 
-async def test_an_endpoint_that_names_no_tip_is_offered_the_usual(bench: Bench) -> None:
-    def refuses(request: Any) -> Any:
-        told = bench.chain.rpc.answer(request)
-        for asked, reply in zip(request if isinstance(request, list) else [], told, strict=False):
-            if asked["method"] == "eth_maxPriorityFeePerGas":
-                reply.pop("result", None)
-                reply["error"] = {"code": -32601, "message": "the method does not exist"}
-        return told
-
-    bench.lines["a"] = refuses
+@pytest.mark.parametrize(
+    "reply",
+    [{"error": {"code": -32601, "message": "the method does not exist"}}, {"result": None}],
+    ids=["refused", "null"],
+)
+async def test_an_endpoint_that_names_no_tip_is_offered_the_usual(bench: Bench, reply: dict[str, Any]) -> None:
+    bench.lines = dict.fromkeys(bench.lines, broken(bench, "eth_maxPriorityFeePerGas", **reply))
     bench.payer.order("a", PAYEE, 7)
     await bench.steps(4, mine=True)
     assert bench.states == ["final"]

@@ -281,7 +281,10 @@ class TransactionManager:
     def _view(self, results: Results) -> View:
         depth = self._network.depth
         head = read(results[0], Block)
-        tip = self._network.usual_tip_wei if isinstance(results[3], RpcRefused) else number(read(results[3], str))
+        try:
+            tip = quantity(results[3])
+        except (RpcRefused, ChainUnreachable):  # not every endpoint names one
+            tip = self._network.usual_tip_wei
         return View(
             head=number(head.number),
             final=number(head.number) - depth if depth is not None else self._finalized(results[4]),
