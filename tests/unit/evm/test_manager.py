@@ -196,6 +196,25 @@ async def test_replacements_stop_at_the_limit(make: Callable[..., Bench]) -> Non
     assert bench.states == ["final"]
 
 
+async def test_tips_stay_within_their_limit(make: Callable[..., Bench]) -> None:
+    """What nobody takes at that tip, and at a price that is high enough, waits; a price that rises is followed."""
+    bench = make(replace_after_s=60.0, rebroadcast_s=10.0, wei=10**20, max_fee_wei=1000 * GWEI, max_tip_wei=2 * GWEI)
+    bench.payer.order("a", PAYEE, 1)
+    for _ in range(15):
+        await bench.steps(1)
+        await bench.clock.advance(60)
+    tips = [tip for (tip,) in bench.rows("select max_tip from evm_attempt order by max_tip")]
+    assert len(tips) > 3
+    assert tips[-1] <= 2 * GWEI
+    assert bench.codes == ["TxStuck"]
+    bench.chain.fund(SPENDER.address, wei=100_000 * 10**18)
+    fill_blocks(bench.chain, 24)
+    (offer,) = bench.rows("select max(max_fee) from evm_attempt")[0]
+    assert offer < bench.chain.chain.header(bench.chain.chain.head).base_fee_per_gas
+    await bench.steps(5, mine=True)
+    assert bench.states == ["final"]
+
+
 async def test_nothing_is_sent_while_fees_are_above_the_limit(make: Callable[..., Bench]) -> None:
     bench = make(max_fee_wei=GWEI // 2)  # the young chain asks for nearly 1 gwei
     bench.payer.order("a", PAYEE, 1)
@@ -456,7 +475,7 @@ async def test_what_lacks_coins_holds_up_nothing_cheaper(make: Callable[..., Ben
 
 async def test_a_price_that_rises_after_the_last_offer_is_followed(make: Callable[..., Bench]) -> None:
     """What an endpoint took and never gave away has been offered as often as is usual. Then the price rises."""
-    bench = make(replace_after_s=60.0, rebroadcast_s=10.0, wei=10**20, max_fee_wei=1000 * GWEI)
+    bench = make(replace_after_s=60.0, rebroadcast_s=10.0, wei=10**20, max_fee_wei=1000 * GWEI, max_tip_wei=50 * GWEI)
     bench.payer.order("a", PAYEE, 1)
     for _ in range(30):
         await bench.steps(1)

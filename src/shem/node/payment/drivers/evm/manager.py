@@ -458,7 +458,9 @@ class TransactionManager:
         limit = self._network.max_fee_wei
         offer = fees.better(view.base_fee, view.tip, limit, (best.max_fee, best.max_tip))
         enough = best.max_fee >= view.base_fee + min(view.tip, best.max_tip)
-        if offer is None or (enough and len(tried) >= MAX_ATTEMPTS):
+        # A replacement has a higher tip, whatever is lacking: beyond the limit of tips only for a price that has risen.
+        spent = len(tried) >= MAX_ATTEMPTS or best.max_tip * 9 // 8 >= self._network.max_tip_wei
+        if offer is None or (enough and spent):
             gwei = format_amount(limit, 9)
             text = f"{intent.key} waits at {format_amount(best.max_fee, 9)} gwei; the limit for fees is {gwei} gwei"
             if offer is not None:
