@@ -254,6 +254,8 @@ def retry(
     app_key: AppKey = None,
     as_json: Json = False,
 ) -> None:
+    if one.receiver:
+        lines.append(f"    to {one.receiver}")
     """Do anew what was displaced: when another program, with the node's key, used a payment's place on the chain."""
     from shem.client.payment import PaymentApi
 

@@ -319,7 +319,8 @@ class VaultAsked(Wire):
 class Transaction(Wire, omit_defaults=False):
     """Ours: what an account of this node did on its chain, or means to do. ``state``: ``new`` until it is signed, ``sent``,
     ``mined``, and for good ``final`` or ``failed``. ``amount``: what is asked to be moved and, once it is final, what was.
-    ``entries``: of how many channels."""
+    ``tx_hash``: of the attempt that was mined, or else of the last that was sent; a later one may take its place.
+    ``entries``: of how many channels. ``receiver``: who gets it, where that is one address and not a vault."""
 
     id: str
     kind: str
@@ -332,6 +333,7 @@ class Transaction(Wire, omit_defaults=False):
     at: Timestamp | None
     entries: int
     detail: str
+    receiver: str | None = None
 
 
 class LockedMoney(Wire):

@@ -115,10 +115,12 @@ async def test_into_the_vault_and_out_of_it(world, alice, api, chain):
     away = await final(api, await api.withdraw(wire.MoneyMove(amount="2", platform=PLAIN, receiver=STRANGER)))
     back = await final(api, await api.withdraw(wire.MoneyMove(amount="all")))
     assert (away.amount, back.amount) == ("2", "10.000000000000000001")
+    assert (done.receiver, away.receiver, back.receiver) == (None, STRANGER.lower(), alice.id)
     assert (await free(alice), tokens(chain, STRANGER), tokens(chain, alice.id)) == (0, 2 * TGLM, 98 * TGLM)
 
     told = await api.transactions()
     assert [one.kind for one in told if one.kind != "approve"] == ["withdraw", "withdraw", "deposit"]
+    assert [one.receiver for one in told[:2]] == [alice.id, STRANGER.lower()]
     assert {one.state for one in told} == {"final"}
     assert len(await api.transactions(limit=1)) == 1
     assert await api.transactions(after=told[0].at) == []

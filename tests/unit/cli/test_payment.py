@@ -70,6 +70,7 @@ SAID: dict[str, Any] = {
             "at": "2026-11-30T19:48:33.681299Z",
             "entries": 10,
             "detail": "",
+            "receiver": PEER,
         }
     ],
     "/shem-api/v1/payment/received": [],
@@ -116,5 +117,5 @@ async def test_channels_fit(node: str) -> None:
 
 async def test_the_history_fits(node: str) -> None:
     done = await show(node, "history")
-    for word in (SUM, "close (10)", TX, "channel-holesky-tglm  block 19999999  gas 1146650"):
+    for word in (SUM, "close (10)", TX, f"to {PEER}", "channel-holesky-tglm  block 19999999  gas 1146650"):
         assert word in done.out

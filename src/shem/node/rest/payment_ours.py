@@ -231,6 +231,7 @@ def _transaction(deed: Deed, platform: Platform | None) -> wire.Transaction:
         at=None if deed.at is None else datetime.fromtimestamp(deed.at, UTC),
         entries=deed.entries,
         detail=deed.detail,
+        receiver=deed.receiver or None,
     )
 
 

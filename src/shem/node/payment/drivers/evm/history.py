@@ -13,7 +13,13 @@ from shem.node.payment.drivers.evm.store import State
 from shem.node.payment.drivers.networks import Network
 
 MAX_DEEDS = 1000
-_INTENTS = "select i.*, (select min(signed_at) from evm_attempt where intent = i.id) as signed_at from evm_intent i"
+_INTENTS = (
+    "select i.*, (select min(signed_at) from evm_attempt where intent = i.id) as signed_at,"
+    " (select tx_hash from evm_attempt where intent = i.id order by signed_at desc, max_fee desc limit 1) as last_hash"
+    " from evm_intent i"
+)
+_PAYS = ("withdraw", "settle", "close", "redeem")
+"""What gives a request's payee its money."""
 
 
 class Deed(msgspec.Struct, frozen=True):
@@ -27,7 +33,7 @@ class Deed(msgspec.Struct, frozen=True):
     state: State
     """``new`` until it is signed; ``final`` and ``failed`` are for good."""
     tx_hash: str
-    """Empty before it is mined."""
+    """Of the attempt that was mined; before that of the last one sent. Empty before there is one."""
     block_number: int | None
     gas_used: int | None
     amount: int
@@ -39,6 +45,8 @@ class Deed(msgspec.Struct, frozen=True):
     entries: int
     """Of how many channels, or receivers."""
     detail: str
+    receiver: str = ""
+    """Who gets what is moved, where that is one address and not a vault."""
 
 
 def deeds(connection: sqlite3.Connection, networks: Sequence[Network], address: str, limit: int) -> list[Deed]:
@@ -81,7 +89,12 @@ def one_deed(connection: sqlite3.Connection, networks: Sequence[Network], addres
             moved = asked["moved"] if row["state"] == "final" else asked["amount"]
             whole = _deed(connection, network, row)
             return msgspec.structs.replace(
-                whole, id=name, amount=int(moved), at=asked["made_at"], detail=asked["detail"]
+                whole,
+                id=name,
+                amount=int(moved),
+                at=asked["made_at"],
+                detail=asked["detail"],
+                receiver=_receiver([asked]),
             )
     return None
 
@@ -117,6 +130,7 @@ def _unsent_order(network: Network, row: sqlite3.Row) -> Deed:
         intent=None,
         entries=1,
         detail="",
+        receiver=row["payee"],
     )
 
 
@@ -134,18 +148,26 @@ def _unsent(network: Network, row: sqlite3.Row) -> Deed:
         intent=None,
         entries=1,
         detail=row["detail"],
+        receiver=_receiver([row]),
     )
+
+
+def _receiver(requests: Sequence[sqlite3.Row]) -> str:
+    found = {str(row["payee"]) for row in requests if row["kind"] in _PAYS}
+    return found.pop() if len(found) == 1 else ""
 
 
 def _deed(connection: sqlite3.Connection, network: Network, row: sqlite3.Row) -> Deed:
     area, _, rest = str(row["key"]).partition(":")
     kind, platform, entries, at, detail = area, network.platform.platform, 1, row["signed_at"], ""
-    amount = 0
+    amount, receiver = 0, ""
     if area == "order":
-        kind, amount = "transfer", erc20.parse_transfer(row["data"])[1]
+        kind = "transfer"
+        receiver, amount = erc20.parse_transfer(row["data"])
     elif area == "multi":
         paid = erc20.parse_transfer_many(row["data"])
         kind, amount, entries = "transfer", sum(units for _, units in paid), len(paid)
+        receiver = paid[0][0] if len({payee for payee, _ in paid}) == 1 else ""
     elif area == KEY.removesuffix(":"):
         detail = f"the vault at {vault_of(row['key'])}"
         if row["state"] == "failed" and row["nonce"] is None:
@@ -160,6 +182,7 @@ def _deed(connection: sqlite3.Connection, network: Network, row: sqlite3.Row) ->
             column = "moved" if row["state"] == "final" else "amount"
             amount, entries = sum(int(one[column]) for one in asked), len(asked)
             at, detail = min(one["made_at"] for one in asked), asked[0]["detail"]
+            receiver = _receiver(asked)
     if row["state"] == "failed" and not row["tx_hash"] and row["nonce"] is not None:
         detail = "another transaction of the account took its place"
     return Deed(
@@ -167,7 +190,7 @@ def _deed(connection: sqlite3.Connection, network: Network, row: sqlite3.Row) ->
         kind=kind,
         platform=platform,
         state=row["state"],
-        tx_hash=row["tx_hash"] or "",
+        tx_hash=row["tx_hash"] or (row["last_hash"] if row["state"] == "sent" else "") or "",
         block_number=row["block_number"],
         gas_used=row["gas_used"],
         amount=amount,
@@ -175,4 +198,5 @@ def _deed(connection: sqlite3.Connection, network: Network, row: sqlite3.Row) ->
         intent=row["id"],
         entries=entries,
         detail=detail,
+        receiver=receiver,
     )
