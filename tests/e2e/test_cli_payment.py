@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 from decimal import Decimal
 from pathlib import Path
@@ -46,16 +47,27 @@ async def test_money_goes_into_the_vault_and_out_of_it(net: Devnet) -> None:
     assert (away["state"], away["amount"]) == ("final", "0.125")
     asked = last_json(await here(net, "payment", "withdraw", "1", "--no-wait", "--json"))
     assert set(asked) == {"id", "platform"}
+    plain = await here(net, "payment", "deposit", "0.5", "--no-wait")
+    (hint,) = re.findall(r"; see shem (payment history \S+)\n", plain.out)
+    one = await here(net, *hint.split())
+    assert (one.status, one.err) == (0, "")
+    assert re.search(r"  deposit +0\.5\n    channel-devnet-tglm", one.out)
     back = last_json(await here(net, "payment", "withdraw", "0.5", "--json"))
     assert (back["kind"], back["state"], back["amount"]) == ("withdraw", "final", "0.5")
     assert HASH.fullmatch(back["txHash"])
 
-    told = last_json(await here(net, "payment", "history", "--json", "--limit", "3"))["transactions"]
-    assert [(one["kind"], one["amount"]) for one in told[:2]] == [("withdraw", "0.5"), ("withdraw", "1")]
+    told = last_json(await here(net, "payment", "history", "--json", "--limit", "4"))["transactions"]
+    moved = [(one["kind"], one["amount"], one["receiver"]) for one in told if one["kind"] == "withdraw"]
+    assert moved[:2] == [("withdraw", "0.5", net.requestor.node_id), ("withdraw", "1", net.requestor.node_id)]
     plain = await here(net, "payment", "history", "--limit", "1")
     assert plain.status == 0
     assert back["txHash"] in plain.out
     assert f"gas {back['gasUsed']}" in plain.out
+    told = last_json(await here(net, "payment", "history", asked["id"], "--json"))
+    assert (told["id"], told["kind"], told["amount"]) == (asked["id"], "withdraw", "1")
+    nothing = await here(net, "payment", "history", "nothing")
+    assert (nothing.status, nothing.out) == (2, "")
+    assert "code: transaction_not_found" in nothing.err
     later = last_json(await here(net, "payment", "history", "--json", "--after", "2990-01-01"))
     assert later == {"transactions": [], "received": []}
 
@@ -86,7 +98,7 @@ async def test_who_stops_waiting_stops_nothing(net: Devnet) -> None:
     late = await shem(net, "payment", "deposit", "0.25", "--timeout", "0")
     assert late.status == 3
     assert "the deposit is asked for, and is not done yet" in late.err
-    assert "the node goes on with" in late.err
+    assert "the node goes on with it; see shem payment history " in late.err
     assert "code: timeout" in late.err
     told = await shem(net, "payment", "deposit", "0.03125", "--timeout", "0", "--json")
     assert told.status == 3
@@ -156,6 +168,9 @@ async def test_a_job_leaves_a_channel_in_the_list_and_an_exit_takes_everything_o
     done = last_json(await here(net, "payment", "exit", "--force", "--json"))
     assert (done["state"], done["locked"], done["detail"]) == ("done", [], "")
     assert Decimal(done["withdrawn"]) >= 2
+    assert last_json(await here(net, "payment", "history", done["id"], "--json")) == done
+    plain = await here(net, "payment", "history", done["id"])
+    assert plain.out.startswith(f"{done['withdrawn']} were taken out of the vault of {PLATFORM} to ")
     left = await vault(net)
     assert (left["free"], left["reserved"]) == ("0", "0")
     again = await here(net, "payment", "exit")

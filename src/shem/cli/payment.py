@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from shem.client.http import ApiClient
-    from shem.wire.payment import ChannelStatus, PlatformStatus, Settlement, Transaction
+    from shem.wire.payment import ChannelStatus, ExitStatus, PlatformStatus, Settlement, Transaction
 
 T = TypeVar("T")
 
@@ -157,6 +157,10 @@ def _channel_lines(one: ChannelStatus) -> list[str]:
 
 @app.command()
 def history(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[ID]", help="This one alone: a transaction, or what a command said it asked for."),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, the newest first.")] = 20,
     after: Annotated[datetime | None, typer.Option(help="Only what was asked for later (UTC).")] = None,
     api_url: ApiUrl = None,
@@ -169,6 +173,9 @@ def history(
     from shem.client.payment import PaymentApi
     from shem.wire.base import encode
 
+    if name is not None:
+        _show_one(name, api_url, app_key, as_json)
+        return
     since = None if after is None else after.replace(tzinfo=after.tzinfo or UTC)
 
     async def question(http: ApiClient) -> tuple[list[Transaction], list[Settlement]]:
@@ -192,6 +199,32 @@ def history(
     for _, lines in sorted(entries, key=lambda entry: entry[0], reverse=True)[:limit]:
         for line in lines:
             console.print(line, markup=False, highlight=False)
+
+
+def _show_one(name: str, api_url: str | None, app_key: str | None, as_json: bool) -> None:
+    from shem.client.payment import PaymentApi
+    from shem.errors import NotFound
+    from shem.wire.base import encode
+
+    async def question(http: ApiClient) -> tuple[Transaction | None, ExitStatus | None]:
+        api = PaymentApi(http)
+        try:
+            return await api.transaction(name), None
+        except NotFound as unknown:
+            try:
+                found = await api.exit_status(name)
+            except NotFound:
+                unknown.hint = "shem payment history lists what there is"
+                raise unknown from None
+        return None if found.withdrawal is None else await api.transaction(found.withdrawal), found
+
+    moved, left = _ask(api_url, app_key, question)
+    if as_json:
+        print(encode(moved if left is None else left).decode())
+    elif left is not None:
+        payment_move.tell_exit(left, moved)
+    elif moved is not None:
+        print("\n".join(_transaction_lines(moved)))
 
 
 def _received_lines(one: Settlement) -> list[str]:
@@ -221,6 +254,8 @@ def _transaction_lines(one: Transaction) -> list[str]:
     lines.append(f"    {one.platform}{block}{gas}")
     if one.tx_hash:
         lines.append(f"    {one.tx_hash}")
+    if one.receiver:
+        lines.append(f"    to {one.receiver}")
     if one.detail:
         lines.append(f"    {plain(one.detail)}")
     return lines
@@ -254,13 +289,12 @@ def retry(
     app_key: AppKey = None,
     as_json: Json = False,
 ) -> None:
-    if one.receiver:
-        lines.append(f"    to {one.receiver}")
     """Do anew what was displaced: when another program, with the node's key, used a payment's place on the chain."""
     from shem.client.payment import PaymentApi
 
     _ask(api_url, app_key, lambda http: PaymentApi(http).retry(transaction))
-    print(json.dumps({"retried": transaction}) if as_json else f"{transaction} is made anew; see shem payment history")
+    told = f"{transaction} is made anew; see shem payment history {transaction}"
+    print(json.dumps({"retried": transaction}) if as_json else told)
 
 
 app.command("deposit")(payment_move.deposit)

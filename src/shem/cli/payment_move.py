@@ -122,9 +122,9 @@ def leave(
     if as_json:
         print(encode(asked if done is None else done).decode())
     elif done is None:
-        print(f"exit {asked.id} is begun; see shem payment history")
+        print(f"the exit is begun; see shem payment history {asked.id}")
     else:
-        _tell_exit(done, taken)
+        tell_exit(done, taken)
     if done is not None and done.state == "failed":
         raise NotDone(done.detail or "nothing could be withdrawn", hint="see shem payment status, and say it again")
 
@@ -162,7 +162,7 @@ def deploy_vault(
         told = json.loads(encode(asked)) | (json.loads(encode(done)) if done is not None else {})
         print(json.dumps(told | setting))
     elif done is None:
-        print(f"{what} {asked.id} of the vault at {asked.vault} is asked for; see shem payment history")
+        print(f"the {what} of the vault at {asked.vault} is asked for; see shem payment history {asked.id}")
     elif done.state == "final":
         print(f"the vault stands at {asked.vault}: {done.tx_hash} in block {done.block}, {done.gas_used} gas")
         print("to use it, write this in the configuration of each node and start it again:")
@@ -218,7 +218,7 @@ def _move(
     if as_json:
         print(encode(asked if done is None else done).decode())
     elif done is None:
-        print(f"{what} {asked.id} is asked for on {asked.platform}; see shem payment history")
+        print(f"the {what} is asked for on {asked.platform}; see shem payment history {asked.id}")
     elif done.state == "final":
         print(f"{what} of {done.amount} on {done.platform} is done: {done.tx_hash} in block {done.block}")
     if done is not None and done.state == "failed":
@@ -265,7 +265,7 @@ async def _line(name: str, quiet: bool) -> AsyncIterator[Callable[[str], None]]:
         else:
             yield say
     except (asyncio.CancelledError, TimeoutError):
-        console.print(Text(f"the node goes on with {name}; see shem payment history"))
+        console.print(Text(f"the node goes on with it; see shem payment history {name}"))
         if quiet:
             print(f'{{"id":"{name}"}}')
         raise
@@ -315,7 +315,12 @@ async def _hindrance(api: PaymentApi, platform: str) -> str:
     return f" ({plain(problems[0].message)})" if problems else ""
 
 
-def _tell_exit(done: ExitStatus, taken: Transaction | None) -> None:
+def tell_exit(done: ExitStatus, taken: Transaction | None) -> None:
+    """For people; ``taken`` is what its withdrawal became."""
+    if done.state == "open":
+        print(f"the exit from the vault of {done.platform} goes on: {_progress(done)}")
+    elif done.state == "failed":
+        print(f"the exit from the vault of {done.platform} failed: {done.detail or 'nothing could be withdrawn'}")
     if taken is not None and done.state == "done":
         print(f"{done.withdrawn} were taken out of the vault of {done.platform} to {done.receiver}:")
         print(f"  {taken.tx_hash} in block {taken.block}")

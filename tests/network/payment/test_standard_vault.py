@@ -159,7 +159,9 @@ async def test_asked_twice_and_not_waited_for(world, alice, requestor):
         "setting": 'vault = "standard"',
     }
     plain = await shem(requestor.base, alice.id, "deploy-vault", "--no-wait")
-    assert plain.out == f"deployment {told[0]['id']} of the vault at {VAULT} is asked for; see shem payment history\n"
+    assert (
+        plain.out == f"the deployment of the vault at {VAULT} is asked for; see shem payment history {told[0]['id']}\n"
+    )
     late = await shem(requestor.base, alice.id, "deploy-vault", "--timeout", "0")
     assert late.status == 3
     world.chain.rpc.call("shem_setAutomine", [True])
