@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from shem.node.payment.drivers.base import ChainUnreachable
-from shem.node.payment.drivers.evm.rpc import Receipt, RpcPool, RpcRefused, WrongChain, read
+from shem.node.payment.drivers.evm.rpc import MAX_LINES, Receipt, RpcPool, RpcRefused, WrongChain, read
 from shem.testing.devchain.node import DevChain
 
 GOOD, BAD = "http://good", "http://bad"
@@ -334,3 +334,42 @@ async def test_few_questions_at_a_time_are_asked_where_many_are_refused_by_a_sta
         assert read(head, str) == "0x5"
         await real.close()
     await runner.cleanup()
+
+
+async def test_many_callers_at_once_do_not_make_an_endpoint_look_slow() -> None:
+    """Who has to wait for the others' turns waits on our side, which says nothing about the endpoint."""
+    lines = 0
+    most = 0
+
+    async def serve(url: str, body: bytes) -> bytes:
+        nonlocal lines, most
+        lines += 1
+        most = max(most, lines)
+        await asyncio.sleep(0.1)  # what an endpoint far away takes
+        lines -= 1
+        asked = msgspec.json.decode(body)
+        return msgspec.json.encode(honest(asked) if isinstance(asked, list) else honest([asked])[0])
+
+    busy = RpcPool([BAD], 7, transport=serve, timeout_s=0.3)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(40):
+            group.create_task(busy.call("eth_blockNumber", [], str))
+    assert most == MAX_LINES
+
+
+async def test_an_endpoint_that_was_silent_to_one_is_not_waited_for_by_all_behind_it() -> None:
+    line = Line(honest)
+    silent = 0
+
+    async def serve(url: str, body: bytes) -> bytes:
+        nonlocal silent
+        if url == BAD:
+            silent += 1
+            await slow(url, body)
+        return await line(url, body)
+
+    busy = RpcPool([BAD, GOOD], 7, transport=serve, timeout_s=0.1)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(40):
+            group.create_task(busy.call("eth_blockNumber", [], str))
+    assert silent == MAX_LINES

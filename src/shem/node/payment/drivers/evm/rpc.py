@@ -34,6 +34,8 @@ RECHECK_S = 60.0
 REST_S = (0.5, 30.0)
 """How long a failed endpoint is passed over: the first time, and at most."""
 TIMEOUT_S = 5.0
+MAX_LINES = 4
+"""Questions under way to the endpoints of a network."""
 MAX_ANSWER_BYTES = 16 << 20
 MAX_BATCH = 100
 """Public endpoints refuse more."""
@@ -77,6 +79,10 @@ Results = Sequence[msgspec.Raw | RpcRefused]
 
 class _TooMany(ChainUnreachable):
     """One error object in answer to several questions."""
+
+
+class _JustFailed(ChainUnreachable):
+    """While this question waited for its turn."""
 
 
 class _TooLong(Exception):
@@ -161,6 +167,7 @@ class Endpoint:
         """Questions at a time."""
         self.checked_at = float("-inf")
         self.resting_until = float("-inf")
+        self.failed_at = float("-inf")
         self.failures = 0
         self.reason = ""
         self.wrong = False
@@ -192,6 +199,8 @@ class RpcPool:
         self._pin = pin
         self._session: aiohttp.ClientSession | None = None
         self._ids = itertools.count(1)
+        # Waited for outside of the timeout: a queue of our own is no fault of an endpoint.
+        self._lines = asyncio.Semaphore(MAX_LINES)
 
     async def close(self) -> None:
         """Close connections; the pool may be used again."""
@@ -287,6 +296,9 @@ class RpcPool:
         return ChainUnreachable(reasons, hint=hint)
 
     def _rest(self, endpoint: Endpoint, error: ChainUnreachable) -> None:
+        if isinstance(error, _JustFailed):
+            return  # it was not asked again
+        endpoint.failed_at = time.monotonic()
         endpoint.failures += 1
         endpoint.reason = error.message
         endpoint.wrong = isinstance(error, WrongChain)
@@ -335,8 +347,12 @@ class RpcPool:
         ]
         body = msgspec.json.encode(requests if len(requests) > 1 else requests[0])
         try:
-            async with asyncio.timeout(self._timeout_s):
-                content = await self._transport(endpoint.url, body)
+            began = time.monotonic()
+            async with self._lines:
+                if endpoint.failed_at > began:
+                    raise _JustFailed(endpoint.reason)
+                async with asyncio.timeout(self._timeout_s):
+                    content = await self._transport(endpoint.url, body)
             answers = _answers(content, many=len(requests) > 1)
         except _TooLong:
             raise (_TooMany if len(requests) > 1 else ChainUnreachable)("HTTP 413") from None
@@ -354,7 +370,7 @@ class RpcPool:
     async def _post(self, url: str, body: bytes) -> bytes:
         if self._session is None:
             # The connection is kept alive; one network needs few.
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=4))
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=MAX_LINES))
         headers = {"Content-Type": "application/json"}
         async with self._session.post(url, data=body, headers=headers) as response:
             if response.status == 413:
