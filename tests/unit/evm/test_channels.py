@@ -502,7 +502,7 @@ async def test_what_was_done_can_be_read(make: Callable[..., Bench]) -> None:
         ("transfer", "sent", 7, 1),
     ]
     sent = [deed for deed in bench.driver.history(bench.me, 10) if deed.state == "sent"]
-    assert all(bench.chain.pool.get(bytes.fromhex(deed.tx_hash[2:])) for deed in sent)
+    assert all(bench.chain.transaction(bytes.fromhex(deed.tx_hash[2:])) for deed in sent)
     assert {(deed.kind, deed.receiver) for deed in sent} == {("settle", ""), ("transfer", PEOPLE[0].address)}
     await bench.steps(5)
     (settled,) = [deed for deed in bench.driver.history(bench.me, 10) if deed.kind == "settle" and deed.amount == 20]
