@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -14,6 +16,7 @@ import pytest
 
 from shem.errors import MoneyShort
 from shem.node.payment.channel_cover import NoCover
+from shem.node.payment.protocol import method_of
 from shem.terms.pricing import LinearPricing
 from shem.testing.devchain import places
 from shem.testing.devchain.node import DevChain
@@ -303,10 +306,25 @@ def accepts(alice: Any, note: str, amount: str, allocation: str) -> bool:
     return True
 
 
-async def test_all_providers_are_paid_by_one_closing_transaction(open_channels, tmp_path, wait):
-    async with open_channels(tmp_path, gather_s=0.5) as world:
+def answers_late(node: Any, seconds: float) -> None:
+    """A long way to the node: what it says about the end of a channel takes so long."""
+    routes = node.network._board.routes
+    route = routes[method_of("close")]
+
+    async def handler(peer: Any, request: bytes) -> bytes:
+        await asyncio.sleep(seconds)
+        return bytes(await route.handler(peer, request))
+
+    routes[method_of("close")] = dataclasses.replace(route, handler=handler)
+
+
+@pytest.mark.parametrize(("gather_s", "late_s"), [(0.5, 0.0), (0.0, 0.4)])
+async def test_all_providers_are_paid_by_one_closing_transaction(open_channels, tmp_path, wait, gather_s, late_s):
+    """Also when one of them answers later than the others."""
+    async with open_channels(tmp_path, gather_s=gather_s) as world:
         alice, chain = world.nodes["alice"], world.chain
         providers = [world.nodes["bob"], await world.add("carol"), await world.add("dave")]
+        answers_late(providers[1], late_s)
         allocation = await alice.allocate("10", platform=PLATFORM)
         deals = [agree(world, alice, provider) for provider in providers]
         for provider, deal in zip(providers, deals, strict=True):

@@ -8,6 +8,7 @@ word the rest comes back only after the term.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 
@@ -35,6 +36,8 @@ RETRY_S = 10
 ever keeps what is reserved for it until the term is over, whatever it is asked."""
 AGE_PART = 60
 """After the end of the last agreement it is asked again when so small a part of the time since then has passed once more."""
+TOGETHER_S = 2.0
+"""Who has agreed waits so long for others who were asked at the same time: one transaction for all is cheaper."""
 PAYOUT_COLD = "payout_cold"
 """What a payee says that is paid at an address whose key it has not: it can never agree."""
 
@@ -54,6 +57,8 @@ class Closer:
         self._store = shared.store
         self._peers = peers
         self._asking: set[str] = set()
+        self._first_answers: dict[str, asyncio.Event] = {}
+        """Of those being asked: set when a payee has answered for the first time, or could not be reached."""
         self._ask_again: dict[str, float] = {}
         self._pauses: dict[str, float] = {}
         """How long payees that did not answer about a channel's end are left alone."""
@@ -107,6 +112,7 @@ class Closer:
         """Ask the payee for its word, and close by it; else settle."""
         delay_s = CLOSE_FIRST_S
         never = False
+        self._first_answers[channel.name] = asyncio.Event()
         try:
             for _ in range(CLOSE_TRIES):
                 try:
@@ -123,12 +129,24 @@ class Closer:
                     await self._books.clock.sleep(delay_s)
                     delay_s *= 2
                 else:
+                    await self._others()
                     self._agreed(channel, signature)
                     return
             self._give_up(channel, never=never)
         finally:
             self._asking.discard(channel.name)
+            del self._first_answers[channel.name]
             self._shared.wake()
+
+    async def _others(self) -> None:
+        """Until everybody who is being asked has answered, for a moment at most. A crash meanwhile loses nothing: the payee
+        gives its word again."""
+        try:
+            async with asyncio.timeout(TOGETHER_S):
+                for answer in list(self._first_answers.values()):
+                    await answer.wait()
+        except TimeoutError:
+            pass
 
     async def _ask(self, channel: Channel) -> bytes:
         message = CloseMessage(
@@ -141,7 +159,12 @@ class Closer:
             signature=channel.signature,
         )
         request = msgspec.msgpack.encode(seal("close", message, self._books.signer))
-        answer = await self._peers.call(NodeId(channel.peer_id), method_of("close"), request, timeout_s=CLOSE_TIMEOUT_S)
+        try:
+            answer = await self._peers.call(
+                NodeId(channel.peer_id), method_of("close"), request, timeout_s=CLOSE_TIMEOUT_S
+            )
+        finally:
+            self._first_answers[channel.name].set()
         try:
             by = close_signer(vault_of(channel), id_bytes(channel), channel.signed, answer)
         except BadSignature as error:
