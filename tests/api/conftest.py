@@ -224,6 +224,8 @@ class World:
                 await market.unsubscribe_demand(demand.demand_id)
         if self._deal is not None:
             await self.alice("DELETE", f"{MARKET}/scan/{self._deal.scan_id}")
+            await self.alice("DELETE", f"{NET}/net/{self._deal.network_id}")
+            await self.alice("DELETE", f"{GSB}/services/{self._deal.service_id}")
 
     async def _make(self) -> Deal:
         await self._clear()
