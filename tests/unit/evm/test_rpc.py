@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -64,9 +66,15 @@ async def slow(url: str, body: bytes) -> bytes:
 
 
 FAILURES: dict[str, tuple[Answer | BaseException, str]] = {
-    "down": (aiohttp.ClientConnectionError("refused"), "cannot be reached"),
-    "reset": (ConnectionResetError("reset"), "cannot be reached"),
-    "429": (aiohttp.ClientError("HTTP 429"), "HTTP 429"),
+    "down": (aiohttp.ClientConnectionError("refused"), r"^http://bad does not answer: no connection \(chain_"),
+    "refused": (
+        ConnectionRefusedError(111, "Connect call"),
+        r"^http://bad does not answer: connection refused \(chain_",
+    ),
+    "reset": (ConnectionResetError("reset"), r"^http://bad does not answer: the connection was cut \(chain_"),
+    "no route": (OSError(errno.ENETUNREACH, "x"), r"^http://bad does not answer: network is unreachable \(chain_"),
+    "cut": (aiohttp.ServerDisconnectedError(), r"^http://bad does not answer: the connection was cut \(chain_"),
+    "429": (aiohttp.ClientError("HTTP 429"), r"^http://bad does not answer: HTTP 429 \(chain_"),
     "no json": (lambda r: b"<html>", "not JSON-RPC"),
     "half an answer": (lambda r: honest(r)[:-1] or b"[]", "other questions|not JSON-RPC"),
     "wrong ids": (lambda r: [{"id": 0, "result": "0x7"}] * len(r), "other questions"),
@@ -98,6 +106,28 @@ async def test_the_reason_is_told_when_none_is_left(name: str) -> None:
     with pytest.raises(ChainUnreachable, match=reason) as caught:
         await alone.call("eth_blockNumber", [], str)
     assert isinstance(caught.value, WrongChain) == (name == "wrong chain")
+
+
+async def test_who_is_not_there_is_told_in_our_words_and_without_the_key() -> None:
+    """By the real line: what the libraries say has their own words, and some of them the whole address."""
+    with socket.socket() as taken:  # bound and not listening: it refuses
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        refused = await reason_of(f"http://127.0.0.1:{port}/v3/secret?key=secret")
+    assert refused == f"http://127.0.0.1:{port} does not answer: connection refused"
+    assert (
+        await reason_of("http://nobody.invalid/secret")
+        == "http://nobody.invalid does not answer: its name is not known"
+    )
+
+
+async def reason_of(url: str) -> str:
+    """Why there is no answer."""
+    alone = RpcPool([url], 7)
+    with pytest.raises(ChainUnreachable) as refused:
+        await alone.call("eth_blockNumber", [], str)
+    await alone.close()
+    return refused.value.message
 
 
 def refuse(requests: list[dict[str, object]], method: str) -> object:

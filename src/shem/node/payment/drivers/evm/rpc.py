@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import re
+import socket
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -61,6 +64,10 @@ class WrongChain(ChainUnreachable):
     """The endpoint serves another chain than the configured one, or than the one it was."""
 
     default_code = "wrong_chain"
+
+
+class _Away(ChainUnreachable):
+    """Nothing came from the endpoint; the message says in a few words why."""
 
 
 class RpcRefused(PeerFailed):
@@ -169,9 +176,13 @@ class Endpoint:
         self.resting_until = float("-inf")
         self.failed_at = float("-inf")
         self.failures = 0
-        self.reason = ""
-        self.wrong = False
-        """It serves another chain."""
+        self.error = ChainUnreachable("was not asked")
+        """The last."""
+
+    @property
+    def told(self) -> str:
+        """What is wrong with it."""
+        return f"{self.host}{' does not answer' if isinstance(self.error, _Away) else ''}: {self.error.message}"
 
 
 class RpcPool:
@@ -270,7 +281,6 @@ class RpcPool:
         return sorted(self._endpoints, key=lambda e: max(e.resting_until, now))
 
     async def _anywhere(self, calls: Sequence[Call], use: Callable[[Results], T]) -> T:
-        hint = WAITING
         for endpoint in self._order(time.monotonic()):
             try:
                 await self._check(endpoint)
@@ -280,28 +290,26 @@ class RpcPool:
                 continue
             except ChainUnreachable as error:
                 self._rest(endpoint, error)
-                hint = error.hint or hint
                 continue
             endpoint.failures = 0
             endpoint.resting_until = float("-inf")
             return answer
-        raise self._nobody(hint)
+        raise self._nobody()
 
-    def _nobody(self, hint: str = WAITING) -> ChainUnreachable:
-        reasons = "; ".join(f"{e.host}: {e.reason}" for e in self._endpoints) or "no endpoint is configured"
-        if self._endpoints and all(e.wrong for e in self._endpoints):
-            return WrongChain(
-                reasons, hint="payments made on one chain do not exist on another: start with a new data directory"
-            )
-        return ChainUnreachable(reasons, hint=hint)
+    def _nobody(self) -> ChainUnreachable:
+        """Where all endpoints fail in one way, that is what is wrong."""
+        reasons = "; ".join(endpoint.told for endpoint in self._endpoints) or "no endpoint is configured"
+        errors = [endpoint.error for endpoint in self._endpoints]
+        kinds = {type(error) for error in errors}
+        kind = kinds.pop() if len(kinds) == 1 else ChainUnreachable
+        return kind(reasons, hint=next((error.hint for error in reversed(errors) if error.hint), WAITING))
 
     def _rest(self, endpoint: Endpoint, error: ChainUnreachable) -> None:
         if isinstance(error, _JustFailed):
             return  # it was not asked again
         endpoint.failed_at = time.monotonic()
         endpoint.failures += 1
-        endpoint.reason = error.message
-        endpoint.wrong = isinstance(error, WrongChain)
+        endpoint.error = error
         endpoint.checked_at = float("-inf")
         pause = min(REST_S[1], REST_S[0] * 2 ** min(endpoint.failures - 1, 10))
         endpoint.resting_until = time.monotonic() + pause
@@ -318,11 +326,16 @@ class RpcPool:
         chain_id, head, first = await self._ask(endpoint, calls)
         served = number(read(chain_id, str))
         if served != self._chain_id:
-            raise WrongChain(f"serves chain {served}, not {self._chain_id}")
+            raise WrongChain(
+                f"serves chain {served}, not {self._chain_id}", hint="correct rpc_urls or chain_id of the network"
+            )
         begin = read(first, Block).hash
         known = begin if self._pin is None else self._pin(begin)
         if begin != known:
-            raise WrongChain(f"chain {served} there is not the chain it was: its first block is {begin}, not {known}")
+            raise WrongChain(
+                f"chain {served} there is not the chain it was: its first block is {begin}, not {known}",
+                hint="payments made on one chain do not exist on another: start with a new data directory",
+            )
         age = time.time() - moment(read(head, Block).timestamp)
         if self._max_head_age_s is not None and age > self._max_head_age_s:
             raise ChainUnreachable(f"its last block is {age:.0f} s old")
@@ -350,7 +363,7 @@ class RpcPool:
             began = time.monotonic()
             async with self._lines:
                 if endpoint.failed_at > began:
-                    raise _JustFailed(endpoint.reason)
+                    raise _JustFailed(endpoint.error.message)
                 async with asyncio.timeout(self._timeout_s):
                     content = await self._transport(endpoint.url, body)
             answers = _answers(content, many=len(requests) > 1)
@@ -359,7 +372,7 @@ class RpcPool:
         except TimeoutError:
             raise ChainUnreachable(f"no answer within {self._timeout_s:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise ChainUnreachable(f"cannot be reached: {_without_url(error)}") from None
+            raise _Away(_why(error)) from None
         except DECODE_ERRORS as error:
             raise ChainUnreachable(f"its answer is not JSON-RPC: {error}") from error
         by_id = {answer.id: answer for answer in answers}
@@ -411,18 +424,30 @@ def _host(url: str) -> str:
         return "an endpoint"
 
 
-def _without_url(error: Exception) -> str:
-    if isinstance(error, aiohttp.InvalidURL):
-        return "that is no address"
-    if isinstance(error, aiohttp.ClientResponseError):
-        return error.message or type(error).__name__
-    return str(error) or type(error).__name__
+def _why(error: Exception) -> str:
+    """In our words: the libraries' name classes, and some of them the whole address."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, socket.gaierror):
+        return "its name is not known"
+    if isinstance(cause, ssl.SSLError) or isinstance(error, aiohttp.ClientSSLError):
+        return "its certificate is not valid for us, or it speaks no TLS"
+    if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError | ConnectionResetError):
+        return "the connection was cut"
+    if isinstance(cause, OSError) and cause.errno:
+        return os.strerror(cause.errno).lower()
+    # what :meth:`RpcPool._post` says itself
+    return str(error) if type(error) is aiohttp.ClientError else "no connection"
 
 
 def _result(answer: _Answer) -> msgspec.Raw | RpcRefused:
     if answer.error is not None:
         return RpcRefused(_words(answer.error), answer.error.code)
     return answer.result
+
+
+def contract_refused(error: RpcRefused) -> bool:
+    """Whether it was what stands at the called address that refused, and not the endpoint."""
+    return error.rpc_code in _CALL_FAILED or "revert" in error.message.lower()
 
 
 def _words(error: _Error) -> str:
