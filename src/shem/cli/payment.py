@@ -56,9 +56,12 @@ def status(api_url: ApiUrl = None, app_key: AppKey = None, as_json: Json = False
         console.print(_status_table(group))
     for one in found:
         if one.error and one.alias_of is None:  # another name of the same money has the same to tell
-            console.print(Text(f"{one.platform}: {plain(one.error)}", style="yellow"))
+            code = f" ({plain(one.error_code)})" if one.error_code else ""
+            hint = f" — {plain(one.error_hint)}" if one.error_hint else ""
+            console.print(Text(f"{one.platform}: {plain(one.error)}{code}{hint}", style="yellow"))
     for problem in problems:
-        console.print(Text(f"{problem.get('kind')}: {plain(problem.get('message'))}", style="yellow"))
+        name = plain(problem.get("code") or problem.get("kind"))
+        console.print(Text(f"{name}: {plain(problem.get('message'))}", style="yellow"))
 
 
 def _by_network(found: Sequence[PlatformStatus]) -> Iterator[list[PlatformStatus]]:

@@ -218,7 +218,8 @@ class Payment(Wire):
 
 
 class DriverStatus(Wire):
-    """Why payments wait; ``kind`` is ``InsufficientGas``, ``RpcError`` and so on."""
+    """Why payments wait; ``kind`` is ``InsufficientGas``, ``RpcError`` and so on. Ours: ``code``, where one of ours says
+    more (``wrong_vault``)."""
 
     kind: str
     driver: str
@@ -227,6 +228,7 @@ class DriverStatus(Wire):
     address: str | None = None
     platform: str | None = None
     needed_amount: str | None = None
+    code: str | None = None
 
 
 class Settlement(Wire):
@@ -389,7 +391,8 @@ class VaultStatus(Wire):
 
 
 class PlatformStatus(Wire):
-    """Ours: one platform's money at a glance. Without an answer of the chain there is ``error`` and no ``amount``.
+    """Ours: one platform's money at a glance. Without an answer of the chain there is ``error`` (with its code and
+    what to do) and no ``amount``.
 
     ``amount`` is what can be paid with: the ``wallet``, and what is free in the vault where there is one. ``reserved`` is all
     that is promised of the same tokens, on whichever platform; ``allocated``, ``owed`` and ``paid`` are this one's alone.
@@ -415,6 +418,8 @@ class PlatformStatus(Wire):
     block_number: int | None = None
     block_datetime: Timestamp | None = None
     error: str | None = None
+    error_code: str | None = None
+    error_hint: str | None = None
 
 
 class Audit(Wire):

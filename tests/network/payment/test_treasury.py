@@ -340,6 +340,9 @@ async def test_what_is_no_vault_of_ours_gets_no_money(world, tmp_path, chain):
     async with door_of(carol) as door, ApiClient(door.base, carol.id) as http:
         seen = {one.platform: one for one in await PaymentApi(http).status()}
         assert "nobody has put the vault" in str(seen[PLATFORM].error)
+        assert (seen[PLATFORM].error_code, seen[PLAIN].error_code) == ("wrong_vault", None)
+        assert "networks.devnet.vault" in str(seen[PLATFORM].error_hint)
+        assert {one.code for one in await PaymentApi(http).driver_status()} == {"wrong_vault"}
         assert seen[PLAIN].wallet == "1"
     assert tokens(chain, carol.id) == TGLM
 

@@ -29,13 +29,18 @@ PLATFORM = {
     "paid": "0",
     "amount": "0",
     "error": "http://127.0.0.1:8545: no answer within 5 s",
+    "errorCode": "chain_unreachable",
+    "errorHint": "payments wait",
 }
 SAID: dict[str, Any] = {
     "/shem-api/v1/payment/status": [
         PLATFORM | {"platform": "erc20-devnet-tglm"},
         PLATFORM | {"platform": "erc20-holesky-tglm", "network": "holesky", "aliasOf": "erc20-devnet-tglm"},
     ],
-    "/payment-api/v1/payments/status": [],
+    "/payment-api/v1/payments/status": [
+        {"kind": "TxStuck", "code": "wrong_vault", "message": "it is not our vault"},
+        {"kind": "RpcError", "message": "nobody answers"},
+    ],
     "/shem-api/v1/payment/channels": [
         {
             "channelId": CHANNEL,
@@ -105,6 +110,9 @@ async def test_the_status_names_its_account_in_one_piece(node: str) -> None:
     done = await show(node, "status")
     assert done.out.startswith(f"devnet, tGLM, {ME}\n")
     assert re.findall(r"(\S+): http://127.0.0.1:8545: no answer", done.out) == ["erc20-devnet-tglm"]
+    assert " ".join(done.out.split()).count("within 5 s (chain_unreachable) — payments wait") == 1
+    assert "wrong_vault: it is not our vault" in done.out
+    assert "RpcError: nobody answers" in done.out
 
 
 async def test_channels_fit(node: str) -> None:

@@ -21,6 +21,8 @@ from shem.node.payment.drivers.base import (
     PaymentOrder,
     Settlement,
 )
+from shem.node.payment.drivers.evm.erc20 import WrongToken
+from shem.node.payment.drivers.evm.rpc import WrongChain
 from shem.node.payment.drivers.evm.transaction import Transaction
 from shem.testing.devchain import places
 from shem.testing.devchain.node import DevChain
@@ -220,6 +222,25 @@ async def test_another_chain_is_never_paid_on(
     await payer.open().start()
     payer.order("a", PAYEE, TOKEN)
     await until(lambda: any(p.code == "InvalidChainId" for p in payer.driver.problems()))
+    with pytest.raises(WrongChain) as refused:
+        await payer.driver.balance(PLATFORM, PAYEE)
+    assert "serves chain 1337, not 5" in refused.value.message
+    assert "rpc_urls" in refused.value.hint
+    await payer.close()
+
+
+@pytest.mark.parametrize("token", ["0x" + "12" * 20, places.MULTI_TRANSFER_ADDRESS], ids=["nothing", "no token"])
+async def test_a_token_that_is_not_there_is_told(
+    new_payer: Callable[..., Any], until: Callable[..., Awaitable[None]], token: str
+) -> None:
+    payer = new_payer(token=token)
+    await payer.open().start()
+    with pytest.raises(WrongToken) as refused:
+        await payer.driver.balance(PLATFORM, PAYEE)
+    assert f"there is no such token at {token} on devnet" in refused.value.message
+    assert (refused.value.code, refused.value.hint) == ("wrong_token", "correct networks.devnet.token")
+    payer.order("a", PAYEE, TOKEN)
+    await until(lambda: [(p.code, p.more) for p in payer.driver.problems()] == [("RpcError", "wrong_token")])
     await payer.close()
 
 

@@ -10,7 +10,7 @@ import msgspec
 from shem.errors import ShemError
 from shem.node.payment.allocations import Allocations
 from shem.node.payment.books import Books
-from shem.node.payment.drivers.base import Balance, Platform
+from shem.node.payment.drivers.base import Balance, ChainUnreachable, Platform
 from shem.node.payment.ledger import Account
 from shem.node.payment.treasury import Holdings, Treasury
 from shem.terms.amounts import format_amount
@@ -36,7 +36,7 @@ async def platform_status(
     return [_status(books, allocations, treasury, owner, *pair) for pair in zip(asked, found, strict=True)]
 
 
-async def _held(books: Books, treasury: Treasury, platform: Platform, owner: str) -> _Held | str:
+async def _held(books: Books, treasury: Treasury, platform: Platform, owner: str) -> _Held | ShemError:
     try:
         async with asyncio.timeout(BALANCE_TIMEOUT_S):
             if treasury.vault_of(platform) is None:
@@ -45,13 +45,13 @@ async def _held(books: Books, treasury: Treasury, platform: Platform, owner: str
             both = around.wallet.token_units + around.free
             return _Held(msgspec.structs.replace(around.wallet, token_units=both), around)
     except TimeoutError:
-        return "the chain does not answer"
+        return ChainUnreachable("the chain does not answer")
     except ShemError as error:
-        return error.message
+        return error
 
 
 def _status(
-    books: Books, allocations: Allocations, treasury: Treasury, owner: str, platform: Platform, held: _Held | str
+    books: Books, allocations: Allocations, treasury: Treasury, owner: str, platform: Platform, held: _Held | ShemError
 ) -> wire.PlatformStatus:
     accounts = books.store.accounts(owner, platform.platform)
     ours = [account for account in accounts if account.role == "Requestor"]
@@ -76,8 +76,8 @@ def _status(
         paid=format_amount(accepted - owed, decimals),
         alias_of=platform.alias_of or None,
     )
-    if isinstance(held, str):
-        status.error = held
+    if isinstance(held, ShemError):
+        status.error, status.error_code, status.error_hint = held.message, held.code, held.hint or None
         return status
     balance, around = held.balance, held.around
     status.amount = format_amount(balance.token_units, decimals)

@@ -271,6 +271,7 @@ class _Door:
             [
                 wire.DriverStatus(
                     kind=problem.code,
+                    code=problem.more or None,
                     driver=problem.driver,
                     network=problem.network,
                     message=problem.message,

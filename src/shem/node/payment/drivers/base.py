@@ -105,7 +105,7 @@ class VerifiedTransfer(msgspec.Struct, frozen=True):
 
 
 class DriverProblem(msgspec.Struct, frozen=True):
-    """Why payments wait. ``code`` is one of the API's names."""
+    """Why payments wait. ``code`` is one of the API's names, of which Golem's programs know no others."""
 
     code: Literal["InsufficientGas", "InsufficientToken", "InvalidChainId", "CantSign", "TxStuck", "RpcError"]
     message: str
@@ -115,6 +115,8 @@ class DriverProblem(msgspec.Struct, frozen=True):
     platform: str = ""
     needed: str = ""
     """How much gas or token is missing, as a decimal string; empty where it does not apply."""
+    more: str = ""
+    """A code of ours that says more than ``code``: ``wrong_vault``, ``wrong_token``. Empty where there is none."""
 
 
 class PaymentNotFound(NotFound):

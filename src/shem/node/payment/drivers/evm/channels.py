@@ -110,7 +110,8 @@ class ChannelChain:
 
     def problems(self) -> Sequence[DriverProblem]:
         """A contract at the vault's address that is not ours; what else holds up requests, the managers tell."""
-        return [] if self._eyes.wrong is None else [self._problem("TxStuck", self._eyes.wrong.message)]
+        wrong = self._eyes.wrong
+        return [] if wrong is None else [self._problem("TxStuck", wrong.message, more=wrong.code)]
 
     # Asking
 
@@ -320,7 +321,8 @@ class ChannelChain:
             return await self._admit(payer, waiting, in_flight)
         except (WrongVault, ChainUnreachable) as error:
             # The account's other payments go on, if there is anybody to ask.
-            return [], self._problem("TxStuck", error.message, payer)
+            more = error.code if isinstance(error, WrongVault | erc20.WrongToken) else ""
+            return [], self._problem("TxStuck", error.message, payer, more=more)
 
     async def _admit(
         self, payer: str, waiting: Sequence[Intent], in_flight: Sequence[Intent]
@@ -538,7 +540,12 @@ class ChannelChain:
         return self._rows.unmined(account, kinds)
 
     def _problem(
-        self, code: Literal["TxStuck", "InsufficientToken"], message: str, address: str = "", needed: str = ""
+        self,
+        code: Literal["TxStuck", "InsufficientToken"],
+        message: str,
+        address: str = "",
+        needed: str = "",
+        more: str = "",
     ) -> DriverProblem:
         return DriverProblem(
             code=code,
@@ -548,6 +555,7 @@ class ChannelChain:
             address=address,
             platform=self._network.channel_platforms[0].platform,
             needed=needed,
+            more=more,
         )
 
 

@@ -234,7 +234,9 @@ class EvmDriver:
             return tokens_of(intent) + (vault.tokens_of(intent) if vault is not None else 0)
 
         call = {"to": network.token, "data": "0x" + erc20.balance_of(payer).hex()}
-        (held,) = await self._pools[network.name].each([("eth_call", [call, "latest"])], quantity)
+        (held,) = await self._pools[network.name].each(
+            [("eth_call", [call, "latest"])], lambda answer: erc20.units(answer, network)
+        )
         left = held - sum(cost(intent) for intent in in_flight)
         admitted: list[Intent] = []
         missing = 0
@@ -297,7 +299,7 @@ class EvmDriver:
             ("eth_getBalance", [owner, "latest"]),
             ("eth_getBlockByNumber", ["latest", False]),
         ]
-        return await self._pools[network.name].ask(calls, _balance)
+        return await self._pools[network.name].ask(calls, partial(_balance, network))
 
     async def fund(self, platform: str, address: str) -> str:
         """See the protocol. Test chains of one's own give at once; published ones by a transaction to their faucet."""
@@ -392,11 +394,11 @@ class EvmDriver:
         return network
 
 
-def _balance(results: Results) -> Balance:
+def _balance(network: Network, results: Results) -> Balance:
     tokens, wei, head = results
     block = read(head, Block)
     return Balance(
-        token_units=quantity(tokens),
+        token_units=erc20.units(tokens, network),
         gas_wei=quantity(wei),
         block_number=number(block.number),
         block_time=datetime.fromtimestamp(moment(block.timestamp), UTC),

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from shem.node.identity.signing import keccak256
+from shem.node.payment.drivers.base import ChainUnreachable
+from shem.node.payment.drivers.evm.rpc import RpcRefused, contract_refused, number, read
+
+if TYPE_CHECKING:
+    from shem.node.payment.drivers.networks import Network
 
 _TRANSFER = keccak256(b"transfer(address,uint256)")[:4]
 _TRANSFER_MANY = keccak256(b"golemTransferDirectPacked(bytes32[])")[:4]
@@ -22,6 +29,12 @@ take gas for ever."""
 TRANSFER_TOPIC = "0x" + keccak256(b"Transfer(address,address,uint256)").hex()
 
 
+class WrongToken(ChainUnreachable):
+    """What stands at the token's address is none; as far as this endpoint shows: another one may know more blocks."""
+
+    default_code = "wrong_token"
+
+
 class Log(Protocol):
     """An event as the chain reports it."""
 
@@ -32,6 +45,17 @@ class Log(Protocol):
 
 def _word(address: str) -> bytes:
     return bytes.fromhex(address.removeprefix("0x")).rjust(32, b"\0")
+
+
+def units(answer: msgspec.Raw | RpcRefused, network: Network) -> int:
+    """What the network's token answered to :func:`balance_of` or :func:`allowance`. Raises :class:`WrongToken`, and as
+    :func:`~shem.node.payment.drivers.evm.rpc.quantity` does."""
+    if contract_refused(answer) if isinstance(answer, RpcRefused) else bytes(answer) == b'"0x"':
+        raise WrongToken(
+            f"there is no such token at {network.token} on {network.name}",
+            hint=f"correct networks.{network.name}.token",
+        )
+    return number(read(answer, str))
 
 
 def transfer(receiver: str, amount_units: int) -> bytes:

@@ -23,7 +23,6 @@ from shem.node.payment.drivers.evm.rpc import (
     RpcRefused,
     moment,
     number,
-    quantity,
     read,
     read_or_none,
 )
@@ -98,7 +97,10 @@ class Eyes:
             _view(self._network.token, erc20.balance_of(payer)),
             _view(self.vault.address, vault.account(payer)),
         ]
-        return await self._pool.ask(calls, lambda said: (quantity(said[0]), quantity(said[1]), _free(said[2])))
+        return await self._pool.ask(
+            calls,
+            lambda said: (erc20.units(said[0], self._network), erc20.units(said[1], self._network), _free(said[2])),
+        )
 
     async def _paid(self, key: ChannelKey, since: int, until: int) -> list[tuple[int, str]]:
         """(in all, transaction) of each payment to the payee."""

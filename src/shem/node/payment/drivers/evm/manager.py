@@ -32,7 +32,7 @@ from shem.cogs.clock import Clock
 from shem.errors import Conflict, ShemError
 from shem.node.db import Database
 from shem.node.payment.drivers.base import ChainUnreachable, DriverProblem
-from shem.node.payment.drivers.evm import fees
+from shem.node.payment.drivers.evm import erc20, fees
 from shem.node.payment.drivers.evm.rpc import (
     MAX_BATCH,
     Block,
@@ -255,7 +255,7 @@ class TransactionManager:
             await self._send_new(view, problems)
         except (ChainUnreachable, RpcRefused) as error:
             code = "InvalidChainId" if isinstance(error, WrongChain) else "RpcError"
-            self._note(problems, code, error.message)
+            self._note(problems, code, error.message, more=error.code if isinstance(error, erc20.WrongToken) else "")
             raise
         finally:
             self._problems = problems
@@ -642,7 +642,9 @@ class TransactionManager:
                 code = "InsufficientGas" if "insufficient funds" in reason.lower() else "RpcError"
                 self._note(problems, code, f"{attempt.tx_hash} is not taken: {reason}")
 
-    def _note(self, problems: dict[str, DriverProblem], code: str, message: str, needed: str = "") -> None:
+    def _note(
+        self, problems: dict[str, DriverProblem], code: str, message: str, needed: str = "", more: str = ""
+    ) -> None:
         """One problem of a kind is enough to act on."""
         problem = msgspec.convert(
             {
@@ -653,6 +655,7 @@ class TransactionManager:
                 "address": self._signer.address,
                 "platform": self._network.platform.platform,
                 "needed": needed,
+                "more": more,
             },
             type=DriverProblem,
         )
