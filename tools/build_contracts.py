@@ -5,7 +5,7 @@ that its tests must notice, and a token that payments must live with.
 
 What is written holds what a caller needs (ABI, bytecode, runtime bytecode, storage layout) and what a reader needs to trust
 it: compiler and version, settings, SHA-256 of the source. The compiler gives the same bytes on every machine, so the
-comparison is a plain one. All but ``--check`` need the compiler (dependency group ``build``); nothing at run time does.
+comparison is a plain one. All but ``--check`` need the compiler (``tools/builders.sh`` brings it); nothing at run time does.
 """
 
 from __future__ import annotations

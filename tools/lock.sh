@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 options=(--quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate)
 .venv/bin/uv pip compile "${options[@]}" --extra devnet --group test --group check pyproject.toml -o requirements/dev.txt
+.venv/bin/uv pip compile "${options[@]}" --group build -o requirements/build.txt
 echo uv | .venv/bin/uv pip compile "${options[@]}" - -o requirements/uv.txt
 # Golem's Python clients and its daemon, each for an environment of its own: their requirements exclude each other.
 # Both clients import pkg_resources (golem-core by its textX), which setuptools has not had since 82, and name no version.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -68,9 +67,10 @@ def test_the_artifact_is_of_this_source(source: Path) -> None:
 
 @pytest.mark.slow
 def test_recompiling_gives_the_same_bytes() -> None:
-    if importlib.util.find_spec("vyper") is None:
-        pytest.skip("vyper is not installed (dependency group 'build'): the sources cannot be compiled here")
-    done = subprocess.run([sys.executable, str(ROOT / "tools" / "build_contracts.py"), "--compare"], check=False)
+    compilers = ROOT / ".build" / "bin" / "python"
+    if not compilers.exists():
+        pytest.skip("the compiler is not installed (tools/builders.sh does it, and so does make slow)")
+    done = subprocess.run([str(compilers), str(ROOT / "tools" / "build_contracts.py"), "--compare"], check=False)
     assert done.returncode == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
@@ -26,7 +27,9 @@ def test_the_manifest_names_this_source(tool) -> None:
 
 
 @pytest.mark.slow
-def test_the_source_gives_these_bytes(tool) -> None:
-    if reason := tool.missing_compiler():
-        pytest.skip(f"cannot rebuild the agent: {reason}")
-    assert tool.compare() == []
+def test_the_source_gives_these_bytes() -> None:
+    compilers = TOOL.parents[1] / ".build" / "bin" / "python"
+    if not compilers.exists():
+        pytest.skip("the compiler is not installed (tools/builders.sh does it, and so does make slow)")
+    done = subprocess.run([str(compilers), str(TOOL), "--compare"], check=False)
+    assert done.returncode == 0
