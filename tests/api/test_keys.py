@@ -21,6 +21,7 @@ from shem.node.app import Node
 from shem.node.config import NetworkConfig, NodeConfig
 from shem.node.identity.keys import Identity
 from shem.node.identity.keystore import read_secret
+from shem.node.payment.payouts import payouts
 from shem.node.peer.loopback import Loopback
 
 WORDS = "correct horse battery"
@@ -128,6 +129,15 @@ async def test_who_signs_vouchers_and_where_a_node_is_paid(tmp_path: Path) -> No
     async with Node(given, transport=Loopback().transport) as node, owner(node) as http:
         assert node.payments.books.voucher_signer.node_id == made
         assert (await IdentityApi(http).voucher_signer(own=False)).voucher_signer == node.identity.node_id
+
+
+@pytest.mark.parametrize("bad", ["0x12", "0x" + "00" * 20, "me", "0x" + "Ab" * 20])
+@pytest.mark.parametrize("place", ["payout", "networks.mine.payout"])
+def test_a_mistyped_payout_address_stops_the_start_where_no_network_is_served_yet(bad: str, place: str) -> None:
+    mine = NetworkConfig(chain_id=5, rpc_urls=(), token="0x" + "11" * 20, payout="" if place == "payout" else bad)
+    with pytest.raises(Misconfigured, match=f"^{place}: ") as refused:
+        payouts([], bad if place == "payout" else "", {"mine": mine})
+    assert refused.value.code == "bad_payout_address"
 
 
 @pytest.mark.parametrize("bad", ["0x12", "0x" + "00" * 20, "0x" + "11" * 20, "0x" + "22" * 20, "me", "0x" + "Ab" * 20])

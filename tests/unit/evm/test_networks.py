@@ -66,7 +66,7 @@ def test_published_limits_are_what_is_usual() -> None:
 
 
 def test_an_operator_sets_limits_and_contracts() -> None:
-    multi = "0x" + "aB" * 20
+    multi = "0x" + "AB" * 20
     given = mine(
         multi_transfer=multi, max_fee_gwei="25.5", max_tip_gwei="2", max_head_age_s=90, depth=12, pay_ahead_s=600
     )
@@ -206,3 +206,17 @@ def test_the_operator_decides_about_channels() -> None:
 def test_a_credit_that_is_no_amount_is_named(credit: str) -> None:
     with pytest.raises(Misconfigured, match=r"networks\.devnet\.credit"):
         networks_from({"devnet": mine(credit=credit)})
+
+
+MISTYPED = "0x0b220b82F3eA3B7F6d9A1D8ab58930C064A2b5Bf"
+
+
+@pytest.mark.parametrize("setting", ["token", "vault", "multi_transfer"])
+def test_a_mistyped_contract_stops_the_start(setting: str) -> None:
+    """Its capital letters are a checksum; without any there is none."""
+    right = {"token": "0x" + "12" * 20, setting: MISTYPED.lower()}
+    networks_from({"mine": NetworkConfig(chain_id=99, rpc_urls=("http://a",), **right)})
+    with pytest.raises(Misconfigured, match=f"^networks.mine.{setting}: {MISTYPED} is mistyped") as refused:
+        networks_from({"mine": NetworkConfig(chain_id=99, rpc_urls=("http://a",), **(right | {setting: MISTYPED}))})
+    assert refused.value.code == f"bad_{setting}_address"
+    assert "small letters" in refused.value.hint

@@ -17,6 +17,11 @@ def payouts(networks: Sequence[Network], usual: str, configured: Mapping[str, Ne
 
     Raises :class:`~shem.errors.Misconfigured` for what is no address that can be paid.
     """
+    # Also what no network uses yet: who mistyped it learns of it now, and not when one is added.
+    said = {f"networks.{name}.payout": given.payout for name, given in configured.items()}
+    for place, text in {"payout": usual, **said}.items():
+        if text:
+            _account(text, place, "a network")
     found: dict[str, str] = {}
     for network in networks:
         given = configured.get(network.name)
@@ -30,12 +35,16 @@ def payouts(networks: Sequence[Network], usual: str, configured: Mapping[str, Ne
 
 
 def _payable(text: str, place: str, network: Network) -> str:
+    return _account(text, place, network.name, network.token, network.vault, network.multi_transfer)
+
+
+def _account(text: str, place: str, payer: str, *contracts: str) -> str:
     address: str = ""
     with suppress(Refused):
         address = parse_node_id(text)
-    if not address or int(address, 16) == 0 or address in (network.token, network.vault, network.multi_transfer):
+    if not address or int(address, 16) == 0 or address in contracts:
         raise Misconfigured(
-            f"{place}: {text[:60]!r} is no address that {network.name} can pay",
+            f"{place}: {text[:60]!r} is no address that {payer} can pay",
             code="bad_payout_address",
             hint="an account's address is 0x and 40 hexadecimal digits",
         )

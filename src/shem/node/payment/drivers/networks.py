@@ -14,6 +14,7 @@ import msgspec
 
 from shem.errors import Misconfigured
 from shem.node.config import NetworkConfig
+from shem.node.identity.signing import mistyped
 from shem.node.payment.drivers.base import Platform
 from shem.node.payment.drivers.evm.standard import STANDARD, standard_vault
 from shem.node.payment.drivers.vaults import VaultTerms
@@ -272,6 +273,12 @@ def _address(text: str, name: str, contract: str, code: str) -> str:
             code=code,
             hint=f"give the address of the {contract} contract: 0x and 40 hex digits"
             + (f', or "{STANDARD}"' if contract == VAULT else ""),
+        )
+    if mistyped(text):
+        raise Misconfigured(
+            f"{name}: {text} is mistyped: its capital letters are a checksum, and it fails",
+            code=code,
+            hint="copy the address again; or write it in small letters, if you are sure",
         )
     return address
 
