@@ -170,6 +170,12 @@ def load_provider_config(data_dir: Path, overrides: Mapping[str, Any] | None = N
         values["limits"] = {**values.get("limits", {}), **limits}
     prices = {field: given.pop(name) for name, field in _PRICES.items() if name in given}
     values |= given
+    if "platforms" in values and not values["platforms"]:
+        raise Misconfigured(
+            "platforms names none, so nobody could pay",
+            code="bad_platforms",
+            hint=f"name some in {path}, such as channel-*, or remove the setting: then all that the node has are taken",
+        )
     values["data_dir"] = str(data_dir)
     try:
         config = msgspec.convert(values, ProviderConfig, strict=False, dec_hook=_path)
@@ -232,6 +238,14 @@ def _check(config: ProviderConfig) -> None:
         )
     _check_platforms(config.platforms)
     rules = config.rules
+    for name in ("debit_note_interval_s", "payment_timeout_s", "accept_timeout_s"):
+        if getattr(rules, name) <= 0:
+            raise Misconfigured(f"rules.{name} must be greater than zero", code="bad_rule")
+    if rules.accept_timeout_s < rules.min_accept_timeout_s:
+        raise Misconfigured(
+            f"rules.accept_timeout_s must not be less than rules.min_accept_timeout_s ({rules.min_accept_timeout_s:g} s)",
+            code="bad_rule",
+        )
     for name in ("cover_s", "least_cover_s"):
         if not 0 < getattr(rules, name) <= MAX_COVER_S:
             raise Misconfigured(f"rules.{name} must be from 1 to {MAX_COVER_S} s", code="bad_rule")
@@ -242,6 +256,8 @@ def _check(config: ProviderConfig) -> None:
     for name in ("cover_spare_s", "cover_lead_s"):
         if not 0 <= getattr(rules, name) <= MAX_COVER_S:
             raise Misconfigured(f"rules.{name} must be from 0 to {MAX_COVER_S} s", code="bad_rule")
+    if rules.cover_spare_s >= rules.cover_s:  # the work would be stopped as soon as it starts
+        raise Misconfigured("rules.cover_spare_s must be less than rules.cover_s", code="bad_rule")
     if not 0 <= rules.debt_grace_s <= MAX_GRACE_S:
         raise Misconfigured(f"rules.debt_grace_s must be from 0 to {MAX_GRACE_S} s", code="bad_rule")
     for name in ("interval_range_s", "payment_timeout_range_s"):

@@ -83,6 +83,12 @@ def test_agents_that_share_a_machine_have_image_directories_of_their_own(tmp_pat
         ("[rules]\nleast_cover_s = 601", "least_cover_s"),
         ("[rules]\ncover_after_s = -1", "cover_after_s"),
         ("[rules]\ncover_spare_s = -1", "cover_spare_s"),
+        ("[rules]\ncover_s = 60\ncover_spare_s = 60", "cover_spare_s"),
+        ("[rules]\naccept_timeout_s = 0", "accept_timeout_s"),
+        ("[rules]\naccept_timeout_s = 4", "accept_timeout_s"),
+        ("[rules]\npayment_timeout_s = 0", "payment_timeout_s"),
+        ("[rules]\ndebit_note_interval_s = 0", "debit_note_interval_s"),
+        ("platforms = []", "platforms"),
         ("this is not toml", "provider.toml"),
     ],
 )
