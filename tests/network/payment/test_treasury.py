@@ -134,6 +134,8 @@ async def test_what_cannot_be_moved_is_refused_by_a_stable_code(world, alice, bo
     assert await code("deposit", amount="100.000000000000000001") == (400, "money_too_much")
     assert await code("deposit", amount="0") == (400, "bad_amount")
     assert await code("deposit", amount="-1") == (400, "bad_amount")
+    assert await code("deposit", amount="1e1") == (400, "bad_amount"), "nobody moves a thousand by a slip of the hand"
+    assert await code("withdraw", amount="1E-3") == (400, "bad_amount")
     assert await code("deposit", amount="0.0000000000000000001") == (400, "bad_amount")
     assert await code("deposit", amount="1", network="nowhere") == (400, "bad_payment_platform")
     assert await code("deposit", amount="1", platform="erc20-nowhere-glm") == (400, "bad_payment_platform")

@@ -26,7 +26,7 @@ from shem.node.payment.drivers.evm.driver import EvmDriver
 from shem.node.payment.drivers.evm.history import Deed
 from shem.node.payment.drivers.vaults import VaultChain
 from shem.node.payment.exits import EXITED, Exit, Exits, ExitUnderWay, NothingThere
-from shem.terms.amounts import format_amount, parse_amount
+from shem.terms.amounts import BadAmount, format_amount, parse_amount
 from shem.terms.ids import parse_node_id
 
 T = TypeVar("T")
@@ -376,6 +376,8 @@ def _units(amount: str, platform: Platform) -> int | None:
     """``None`` for all. Raises :class:`~shem.terms.amounts.BadAmount`."""
     if amount == ALL:
         return None
+    if "e" in amount.lower():  # programs write 1e-7 for what work costs; a person who writes 1e3 may mean anything
+        raise BadAmount(f'{amount[:60]!r} is not an amount; write it like "1.5"')
     units = parse_amount(amount, platform.decimals)
     if units == 0:
         raise Refused("nothing cannot be moved", code="bad_amount")
