@@ -4,6 +4,7 @@ letters, chains that change their mind, and payees that hurt themselves."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -645,6 +646,39 @@ def test_a_payee_that_says_for_ever_that_work_goes_on_is_asked_less_and_less(wor
         assert over.state == "done"
     world.run(4 * DAY_S)
     assert world.vault.final.channels == {}
+
+
+def test_two_agreements_on_two_channels_are_heard_of_in_any_order(world: World) -> None:
+    """One's later acceptance comes before its earlier one, and uses up what the other's voucher says meanwhile."""
+    one = Deal(world)
+    two = Deal(world, allocation=one.allocation)
+    one.bill(5)
+    notes = [one.note(20), two.note(40), one.note(70)]
+    old = channel(world.alice)
+    world.alice.channels.save(msgspec.structs.replace(old, state="closing"))
+    world.do(world.alice.payments.channels.changed)
+    world.run(20)
+    first, _ = world.alice.channels.channels(world.alice.id)
+    world.line(False)
+    one.accept(notes[0])
+    world.alice.channels.save(msgspec.structs.replace(world.alice.channels.channel(first), state="closing"))
+    two.accept(notes[1])
+    one.accept(notes[2])
+    world.alice.channels.save(msgspec.structs.replace(world.alice.channels.channel(first), state="open"))
+    assert [c.signed // CENT for c in world.alice.channels.channels(world.alice.id)] == [20, 90]
+    sent = [world.alice.store.document(note, world.alice.id) for note in notes]
+    world.line(True)
+    for document in (sent[2], sent[1], sent[0], sent[1], sent[2]):
+        message = msgspec.msgpack.decode(document.answer, type=AcceptanceMessage)
+        with suppress(Refused, PeerFailed):
+            world.say(world.alice, world.bob, "acceptance", message)
+    states = [world.bob.store.document(note, world.bob.id).state for note in notes]
+    assert states == ["ACCEPTED"] * 3
+    assert [c.signed // CENT for c in world.bob.channels.channels(world.bob.id)] == [20, 90]
+    world.tell(two.deal, "Terminated")
+    one.end(71)
+    world.run(DAY_S)
+    all_is_over(world, one, two)
 
 
 # --- more than one at a time

@@ -25,6 +25,7 @@ from shem.node.payment.channel import (
     StillOpen,
     Voucher,
     VoucherLate,
+    VoucherLow,
     VoucherMissing,
     VoucherWrong,
     WrongSum,
@@ -33,6 +34,7 @@ from shem.node.payment.channel import (
     covers,
     ends_at,
     lacking,
+    lend,
     may_be_signed,
     may_close,
     observe,
@@ -40,6 +42,7 @@ from shem.node.payment.channel import (
     redeem_moment,
     remember,
     sign_up,
+    spare_of,
     take_voucher,
     term_after,
 )
@@ -497,3 +500,17 @@ class TwoSides(RuleBasedStateMachine):
 
 TestTwoSides = TwoSides.TestCase
 TestTwoSides.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_acceptances_on_two_channels_may_come_in_any_order():
+    """alice owes 10 by the first and 35 by the second, of which 20 are another agreement's; the first comes last."""
+    first, second = channel("Provider"), channel("Provider", channel_id="0xc2", nonce=1)
+    second = take_voucher(second, voucher(35, channel_id="0xc2"), 25, NOW, MARGIN)
+    with pytest.raises(VoucherLow):
+        take_voucher(second, voucher(35, channel_id="0xc2"), 20, NOW, MARGIN, spare_of(first))
+    first = take_voucher(first, voucher(10), 0, NOW, MARGIN)
+    after = take_voucher(second, voucher(35, channel_id="0xc2"), 20, NOW, MARGIN, spare_of(first))
+    [lent] = lend([first], second.owed + 20 - after.owed)
+    assert ((lent.signed, lent.owed), (after.signed, after.owed)) == ((10, 10), (35, 35))
+    with pytest.raises(VoucherLow):
+        take_voucher(after, voucher(35, channel_id="0xc2"), 1, NOW, MARGIN, spare_of(lent))

@@ -192,25 +192,46 @@ def sign_up(channel: Channel, more: int, now: float, margin_s: float) -> Channel
     return msgspec.structs.replace(channel, owed=owed, signed=total, signature=signature)
 
 
-def take_voucher(channel: Channel, voucher: Voucher | None, more: int, now: float, margin_s: float) -> Channel:
+def take_voucher(
+    channel: Channel, voucher: Voucher | None, more: int, now: float, margin_s: float, spare: int = 0
+) -> Channel:
     """An acceptance makes the payer owe ``more``: the payee's channel after it, if a voucher covers it.
+
+    ``spare`` is what its other channels' vouchers promise beyond what is owed on them: acceptances may come in any order,
+    and the last of them bring the first ones' sums. What is owed of it is then left to those: see :func:`lend`.
 
     Raises :class:`VoucherMissing`, :class:`VoucherWrong`, :class:`VoucherLow`, :class:`VoucherLate`,
     :class:`CoverNotSeen`; then nothing was accepted.
     """
     owed = channel.owed + more
-    if channel.claimed >= owed:  # it has arrived already: the letter was long on its way
+    if more and channel.claimed >= owed:  # it has arrived already: the letter was long on its way
         return msgspec.structs.replace(channel, owed=owed, signed=max(channel.signed, channel.claimed))
     if more and channel.state != "open":
         raise VoucherLate("the channel is closed for new payments")
     if voucher is not None and voucher.amount > channel.signed:
         _check_voucher(channel, voucher, now, margin_s)
         channel = msgspec.structs.replace(channel, signed=voucher.amount, signature=voucher.signature)
-    if channel.signed >= owed:
-        return msgspec.structs.replace(channel, owed=owed)
+    if channel.signed + spare >= owed:
+        return msgspec.structs.replace(channel, owed=min(owed, max(channel.signed, channel.owed)))
     if voucher is None:
         raise VoucherMissing(f"{format_amount(owed)} are owed in all and no voucher says so")
     raise VoucherLow(f"the voucher is for {format_amount(voucher.amount)}; {format_amount(owed)} are owed in all")
+
+
+def lend(others: Sequence[Channel], owed: int) -> list[Channel]:
+    """Payee: those of a payer's channels that ``owed`` is counted on although an acceptance named another, after it."""
+    changed = []
+    for channel in others:
+        part = min(owed, spare_of(channel))
+        if part:
+            changed.append(msgspec.structs.replace(channel, owed=channel.owed + part))
+            owed -= part
+    return changed
+
+
+def spare_of(channel: Channel) -> int:
+    """What its vouchers promise beyond what is owed on it."""
+    return max(channel.signed - channel.owed, 0)
 
 
 def _check_voucher(channel: Channel, voucher: Voucher, now: float, margin_s: float) -> None:

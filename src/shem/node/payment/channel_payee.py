@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import uuid
+from contextlib import suppress
 
 import msgspec
 
-from shem.errors import Refused
+from shem.errors import PeerFailed, Refused
 from shem.node.identity.signing import BadSignature
 from shem.node.payment import ledger
 from shem.node.payment.channel import (
@@ -24,7 +25,9 @@ from shem.node.payment.channel import (
     VoucherMissing,
     VoucherWrong,
     agree_to_close,
+    lend,
     redeem_moment,
+    spare_of,
     take_voucher,
 )
 from shem.node.payment.channel_books import (
@@ -51,6 +54,7 @@ from shem.node.payment.protocol import (
     Held,
     HeldMessage,
     Signed,
+    VoucherPart,
     units,
 )
 from shem.node.payment.settlement import sessions_of
@@ -225,11 +229,17 @@ class Payee:
 
         Raises what :func:`~shem.node.payment.channel.take_voucher` raises.
         """
-        if account.platform not in self._shared.chains or not drawn:
+        if account.platform not in self._shared.chains:
             return
-        if message.voucher is None:
+        if drawn:
+            self._take(account, message.voucher, drawn)
+        elif message.voucher is not None:
+            with suppress(PeerFailed, Refused):  # a later one came first; this one's voucher may be on another channel
+                self._take(account, message.voucher, 0)
+
+    def _take(self, account: ledger.Account, part: VoucherPart | None, drawn: int) -> None:
+        if part is None:
             raise VoucherMissing("money on this platform is owed by voucher, or it is not owed")
-        part = message.voucher
         key = ChannelKey(part.key.payer, part.key.payee, part.key.signer, part.key.nonce)
         channel = self._shared.channel_of(account.owner, account.platform, "0x" + key.id.hex())
         if (key.payer, key.payee) != (account.payer, account.payee):
@@ -246,18 +256,22 @@ class Payee:
         except BadSignature as error:
             raise VoucherWrong(f"the voucher is not signed: {error.message}") from None
         voucher = Voucher(channel.channel_id, amount, signer, part.signature)
+        ways = self._store.of_way("Provider", way)
+        others = [c for c in ways if c.name != channel.name and c.payee == channel.payee]
         try:
             now, margin_s = self._shared.now_on(channel.platform), self._shared.margin_s(channel.platform)
-            after = take_voucher(channel, voucher, drawn, now, margin_s)
+            after = take_voucher(channel, voucher, drawn, now, margin_s, sum(spare_of(c) for c in others))
         except CoverNotSeen:
             self._watch_again(channel)
             raise
         except VoucherLow as error:
-            if all(c.name == channel.name or c.payee != key.payee for c in self._store.of_way("Provider", way)):
+            if not others:
                 raise
             # An acceptance before it, on another channel, may be on its way still: with that one it will do.
             raise CoverNotSeen(f"{error.message}, unless another channel's voucher is under way") from None
         self._store.save(after)
+        for other in lend(others, channel.owed + drawn - after.owed):
+            self._store.save(other)
         if channel.claimed > channel.owed:  # it has paid what nobody had told us that it owes
             self._books.db.after_commit(lambda: self.count_later(account.owner, account.peer_id, pair_of(channel)))
         self._shared.wake_later()
