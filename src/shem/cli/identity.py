@@ -208,12 +208,21 @@ def import_key(
     as_json: Json = False,
 ) -> None:
     """Make a node's identity of a key file, in a data directory that has none yet. A key is never overwritten."""
+    from shem.errors import NotAllowed
     from shem.node.identity import keystore
-    from shem.node.identity.keyfiles import read_foreign
+    from shem.node.identity.keyfiles import KeystoreUnusable, read_foreign
 
     content = read_foreign(file)
     said = told_passphrase(f"The passphrase of {file.name}", passphrase_file, passphrase_fd)
-    secret = keystore.decrypt(content, said)
+    try:
+        secret = keystore.decrypt(content, said)
+    except keystore.WrongPassphrase as error:
+        raise NotAllowed(f"{file} does not open with this passphrase", code=error.code, hint="say another") from None
+    except KeystoreUnusable as error:
+        raise KeystoreUnusable(
+            f"{file} is no key file that can be read: {error.message}",
+            hint="name a wallet's key file, of version 3 (Web3 Secret Storage)",
+        ) from None
     directory = _directory(data_dir)
     made = keystore.import_secret(directory, secret, said if keep_passphrase else None)
     if keep_passphrase and made:
@@ -267,6 +276,7 @@ def _directory(data_dir: Path | None) -> Path:
 
 def _secret(directory: Path, current_file: Path | None, current_fd: int | None) -> bytes:
     """The key in a data directory, by the passphrase that lies beside it or one that is told."""
+    from shem.errors import NotAllowed
     from shem.node.identity import keystore
     from shem.node.identity.keyfiles import KeystoreUnusable
 
@@ -275,6 +285,9 @@ def _secret(directory: Path, current_file: Path | None, current_fd: int | None) 
         if said is None and keystore.has_own_passphrase(directory):
             said = told_passphrase(_OWN, None, None, "current-passphrase")
         return keystore.read_secret(directory, said)
+    except keystore.WrongPassphrase as error:
+        # At a node's start this is a setting to correct; here, as of `unlock`, something else to say.
+        raise NotAllowed(error.message, code=error.code, hint=error.hint or "say another") from None
     except OSError as error:
         raise KeystoreUnusable(
             f"no identity can be read in {directory}: {os.strerror(error.errno or 0)}",

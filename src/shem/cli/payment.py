@@ -315,7 +315,7 @@ def release_allocations(api_url: ApiUrl = None, app_key: AppKey = None, as_json:
     if as_json:
         print(json.dumps({"released": released}))
     else:
-        typer.echo(f"{released} allocations released")
+        typer.echo(f"{released} allocation{'' if released == 1 else 's'} released")
 
 
 def _ask(api_url: str | None, app_key: str | None, question: Callable[[ApiClient], Awaitable[T]]) -> T:

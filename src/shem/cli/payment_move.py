@@ -300,10 +300,14 @@ def _progress(seen: ExitStatus) -> str:
         return f"{seen.withdrawn} are being withdrawn"
     parts = []
     if seen.closing:
-        parts.append(f"{seen.closing} channels are being closed or paid")
+        parts.append(f"{_channels(seen.closing)} being closed or paid")
     if seen.collecting:
-        parts.append(f"{seen.collecting} channels are being collected from")
+        parts.append(f"{_channels(seen.collecting)} being collected from")
     return ", ".join(parts) or "looking at what is left"
+
+
+def _channels(count: int) -> str:
+    return "1 channel is" if count == 1 else f"{count} channels are"
 
 
 async def _hindrance(api: PaymentApi, platform: str) -> str:

@@ -217,10 +217,12 @@ async def test_an_exit_closes_what_is_idle_and_takes_everything_out(world, alice
     with pytest.raises(Conflict) as error:
         await api.exit(wire.ExitOrder())
     assert (error.value.code, error.value.details["agreements"]) == ("work_running", [deal])
+    assert error.value.message == "an agreement that is paid through this vault goes on"
     world.deals.tell(deal, "Terminated")
     with pytest.raises(Conflict) as error:
         await api.exit(wire.ExitOrder())
     assert (error.value.code, error.value.details["allocations"]) == ("work_running", [allocation])
+    assert error.value.message.startswith("an allocation sets money aside on ")
     invoice = await bob.bill(deal, "0.25")
     alice.accept("invoice", invoice, "0.25", allocation)
     alice.payments.allocations.release(alice.id, allocation)

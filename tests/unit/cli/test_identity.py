@@ -81,13 +81,24 @@ def test_an_import_overwrites_nothing(shem: Run, words: Path, tmp_path: Path) ->
     status, said, complaint = shem(
         "identity", "import", foreign, "--data-dir", tmp_path / "bob", "--passphrase-file", words
     )
-    assert (status, "wrong_passphrase" in complaint) == (6, True)
+    assert (status, "wrong_passphrase" in complaint) == (2, True), "as of unlock: say another one"
+    assert f"{foreign} does not open with this passphrase" in complaint
     assert "something else" not in said + complaint
     assert not (tmp_path / "bob" / KEYSTORE).exists()
     status, _, said = shem(
         "identity", "import", tmp_path / "none", "--data-dir", tmp_path / "bob", "--passphrase-file", words
     )
     assert (status, "keystore_unusable" in said) == (6, True)
+
+
+@pytest.mark.parametrize("content", ["no json", "{}", '{"version": 3}'])
+def test_what_is_no_key_file_is_named(shem: Run, words: Path, tmp_path: Path, content: str) -> None:
+    file = tmp_path / "shopping.txt"
+    file.write_text(content)
+    status, _, said = shem("identity", "import", file, "--data-dir", tmp_path / "bob", "--passphrase-file", words)
+    assert (status, "keystore_unusable" in said) == (6, True)
+    assert f"{file} is no key file" in said
+    assert "version 3" in said
 
 
 def test_a_passphrase_of_ones_own_makes_a_node_start_locked(shem: Run, words: Path, tmp_path: Path) -> None:
@@ -103,7 +114,7 @@ def test_a_passphrase_of_ones_own_makes_a_node_start_locked(shem: Run, words: Pa
     fd = descriptor(OTHER)
     status, _, said = shem("identity", "passphrase", "--data-dir", here, "--generated", "--current-passphrase-fd", fd)
     os.close(fd)
-    assert (status, "wrong_passphrase" in said, OTHER in said) == (6, True, False)
+    assert (status, "wrong_passphrase" in said, OTHER in said) == (2, True, False)
     status, said, _ = shem(
         "identity", "passphrase", "--data-dir", here, "--generated", "--current-passphrase-file", words, "--json"
     )

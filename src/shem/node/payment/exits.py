@@ -147,15 +147,18 @@ class Exits:
         ]
         if covers:
             raise WorkRunning(
-                f"{len(covers)} agreements that are paid through this vault go on",
-                hint="end them first; --force takes out what is free now and pays what is owed",
+                "an agreement that is paid through this vault goes on"
+                if len(covers) == 1
+                else f"{len(covers)} agreements that are paid through this vault go on",
+                hint="end what goes on first; --force takes out what is free now and pays what is owed",
                 agreements=[cover.agreement_id for cover in covers[:100]],
             )
         allocations = [a for a in self._books.store.active_allocations(owner) if a.platform in same]
         if allocations:
             raise WorkRunning(
-                f"{len(allocations)} allocations set money aside on {allocations[0].platform}",
-                hint="end the programs that made them; if they are gone: shem payment release-allocations",
+                f"{'an allocation sets' if len(allocations) == 1 else f'{len(allocations)} allocations set'} money aside on "
+                f"{allocations[0].platform}",
+                hint="end the programs that do so; if they are gone: shem payment release-allocations",
                 allocations=[a.allocation_id for a in allocations[:100]],
             )
 
