@@ -349,7 +349,7 @@ async def channel_world_of(
 
         made.drivers = drivers  # type: ignore[method-assign]
         made.chain = chain
-        made.config = msgspec.structs.replace(FAST, cover_timeout_s=2.0)
+        made.config = msgspec.structs.replace(FAST, cover_timeout_s=4.0)
         for name in ("alice", "bob", *more):
             node = await made.add(name)
             chain.fund(node.id, wei=TGLM, token_units=100 * TGLM)

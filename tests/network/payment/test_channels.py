@@ -217,8 +217,9 @@ async def test_a_bill_that_nobody_accepts_takes_nothing_from_the_next_programs_b
         world.deals.tell(deal, "Terminated")
         await bob.bill(deal, "0.2")  # its program is gone
         alice.payments.allocations.release(alice.id, allocation)
-        idle = channel(alice)
+        idle, payer = channel(alice), alice.payments.channels.payer
         assert (idle.state, idle.room) == ("open", 6 * TGLM // 10)
+        await wait(lambda: payer._rests(idle, payer._shared.now()), "the time in which more work is expected")
         _, allocation = await start_work(world, alice, carol, wait, budget="0.3")
         assert channel(carol).reserved == 15 * TGLM // 100
 
