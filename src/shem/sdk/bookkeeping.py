@@ -32,7 +32,7 @@ from shem.sdk.hiring import Hired
 from shem.sdk.purse import Account, BudgetExceeded, Line, Purse
 from shem.terms.amounts import format_amount, parse_amount
 from shem.terms.budgets import Limits
-from shem.wire.payment import Acceptance, DebitNote, Invoice, Rejection
+from shem.wire.payment import Acceptance, DebitNote, Invoice, Rejection, Settlement
 
 log = logging.getLogger(__name__)
 
@@ -464,28 +464,25 @@ class Bookkeeper:
                 continue
             for payment in found:
                 after = max(after, payment.timestamp)
-                ours = [a for a in payment.agreement_ids if a in self._accounts]
-                if not ours or payment.payment_id in self._seen_payments:
-                    continue
-                self._seen_payments.add(payment.payment_id)
-                await self._settle(ours, parse_amount(payment.amount))
-                self._emit(
-                    events.PaymentSettled(
-                        payment.payee,
-                        parse_amount(payment.amount),
-                        payment.platform,
-                        payment.tx_hash,
-                        payment.block_number if payment.tx_hash else None,
-                        tuple(ours),
-                    )
-                )
+                self.settled(payment)
                 async with self._changed:
                     self._changed.notify_all()
 
-    async def _settle(self, agreement_ids: list[str], amount: int) -> None:
-        """Spread one payment over the agreements it pays, in their order."""
-        for agreement_id in agreement_ids:
-            account = self._accounts[agreement_id]
-            part = min(amount, account.cost - account.settled)
-            account.settled += part
-            amount -= part
+    def settled(self, payment: Settlement) -> None:
+        """A payment is final: enter what it brings to this session's agreements. It may pay other programs' as well."""
+        parts = {a: parse_amount(amount) for a, amount in payment.amounts.items() if a in self._accounts}
+        if not parts or payment.payment_id in self._seen_payments:
+            return
+        self._seen_payments.add(payment.payment_id)
+        for agreement_id, amount in parts.items():
+            self._accounts[agreement_id].settled += amount
+        self._emit(
+            events.PaymentSettled(
+                self._accounts[next(iter(parts))].hired.provider_id,  # who may be paid at another address than its id
+                sum(parts.values()),
+                payment.platform,
+                payment.tx_hash,
+                payment.block_number if payment.tx_hash else None,
+                tuple(parts),
+            )
+        )

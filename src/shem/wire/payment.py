@@ -246,6 +246,8 @@ class Settlement(Wire):
     agreement_ids: list[str]
     role: Literal["Requestor", "Provider"]
     chain_id: int | None = None
+    amounts: dict[str, str] = msgspec.field(default_factory=dict)
+    """What each of those agreements got of it: agreements of several programs may be paid together."""
 
 
 class AgreementSum(Wire):

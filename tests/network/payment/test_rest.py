@@ -366,6 +366,7 @@ async def test_typed_client(world, requestor, provider, alice, bob):
                 got += await serve.settlements(after=after, app_session_id="S2", timeout_s=2)
                 after = got[-1].timestamp if got else after
         assert {p.agreement_ids[0] for p in got} == {deal}
+        assert [(list(p.amounts), p.amounts[deal]) for p in got] == [([deal], p.amount) for p in got]
         assert {p.role for p in got} == {"Provider"}
         assert await serve.settlements(app_session_id="S1", timeout_s=0) == []
         paid = await rent.payments(timeout_s=0)

@@ -107,6 +107,9 @@ class _Door:
 
     def _settlement(self, transfer: Transfer) -> wire.Settlement:
         platform = self._payments.books.platforms.get(transfer.platform)
+        amounts: dict[str, int] = {}
+        for part in transfer.parts:
+            amounts[part.agreement_id] = amounts.get(part.agreement_id, 0) + int(part.amount)
         return wire.Settlement(
             payment_id=transfer.payment_id,
             platform=transfer.platform,
@@ -117,9 +120,10 @@ class _Door:
             block_number=transfer.block_number,
             block_hash=transfer.block_hash,
             timestamp=transfer.at,
-            agreement_ids=list(dict.fromkeys(part.agreement_id for part in transfer.parts)),
+            agreement_ids=list(amounts),
             role="Requestor" if transfer.role == "Requestor" else "Provider",
             chain_id=None if platform is None else platform.chain_id,
+            amounts={agreement: format_amount(amount) for agreement, amount in amounts.items()},
         )
 
     async def transactions(self, request: web.Request) -> web.Response:
