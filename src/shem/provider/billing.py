@@ -35,10 +35,10 @@ from shem.provider.offering import (
     INTERVAL,
     MULTI_ACTIVITY,
     PAYMENT_TIMEOUT,
-    THREADS,
 )
 from shem.provider.presets import CPU, DURATION
 from shem.terms.pricing import LinearPricing
+from shem.terms.resources import busy_threads
 
 SUCCESS = "Success"
 EXPIRED = "Expired"
@@ -101,7 +101,7 @@ def read_terms(demand: Mapping[str, Any], offer: Mapping[str, Any], rules: Rules
         invoice_due=timedelta(seconds=payment if payment is not None else rules.invoice_due_s),
         multi_activity=str(demand.get(MULTI_ACTIVITY)).lower() == "true",
         by_channel=str(demand.get(CHOSEN_PLATFORM, "")).startswith(CHANNEL),
-        threads=max(1, int(_seconds(offer, THREADS) or 1)),
+        threads=busy_threads(demand, offer),
         spare_s=rules.cover_spare_s,
         lead=timedelta(seconds=rules.cover_lead_s),
     )

@@ -4,9 +4,9 @@ The owner's limits and the hardware give the *total*; the total divided by the n
 an agreement that does not say what it needs. An agreement holds its resources from the moment it is proposed to us
 until it has ended, so two that come in the same instant cannot both take the last of something.
 
-Demands of our SDK say what they need (:data:`REQUIRE`); programs written for Golem do not: they choose an offer by what
-it says and expect to get that. So what is offered to them is a *lot* (:func:`lots`): the share in whole threads, and the
-whole machine for those whom the share does not suffice.
+Demands of our SDK say what they need (:data:`~shem.terms.resources.REQUIRE`); programs written for Golem do not: they choose
+an offer by what it says and expect to get that. So what is offered to them is a *lot* (:func:`lots`): the share in whole
+threads, and the whole machine for those whom the share does not suffice.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ import msgspec
 from shem.errors import Misconfigured, Refused
 from shem.provider.config import ResourceLimits
 from shem.provider.hardware import Hardware
+from shem.terms.resources import REQUIRE
 
 GIB = 1 << 30
-REQUIRE = "golem.!exp.shem.v1.require."
-"""Prefix of the properties by which a demand says what one agreement needs."""
 
 _RESERVED_MEMORY = 512 << 20
 _MIN_SHARE_MEMORY = 512 << 20

@@ -26,6 +26,7 @@ from shem.provider.config import Rules
 from shem.provider.hardware import Cpu, Hardware
 from shem.provider.presets import Preset
 from shem.runtimes.base import Capabilities
+from shem.terms.resources import THREADS
 from shem.version import VERSION
 
 Runtime = Literal["oci", "vm"]
@@ -35,7 +36,6 @@ VM: Runtime = "vm"
 """Runs GVMI files."""
 
 RUNTIME_NAME = "golem.runtime.name"
-THREADS = "golem.inf.cpu.threads"
 EXPIRATION = "golem.srv.comp.expiration"
 SUBNET = "golem.node.debug.subnet"
 INTERVAL = "golem.com.scheme.payu.debit-note.interval-sec?"

@@ -16,6 +16,7 @@ from shem.errors import ShemError
 from shem.sdk import events
 from shem.sdk.hiring import Hired
 from shem.terms.amounts import parse_amount
+from shem.terms.resources import busy_threads
 from shem.wire.payment import ChannelStatus
 
 log = logging.getLogger(__name__)
@@ -24,16 +25,15 @@ LEAST_PROPERTY = "golem.com.payment.channel.least-sec?"
 LEAST_S = 60.0
 """What a provider wants reserved that does not say: the price of so many seconds, fully used."""
 MAX_NUMBER = 86400.0
-THREADS = "golem.inf.cpu.threads"
 LAST_LOOK_S = 5.0
 _DURATION, _CPU = "golem.usage.duration_sec", "golem.usage.cpu_sec"
 
 
 def reserve_wanted(hired: Hired) -> int:
     """What must be reserved for this agreement before its provider starts anything, in base units."""
-    offer = hired.agreement.offer.properties
+    demand, offer = hired.agreement.demand.properties, hired.agreement.offer.properties
     seconds = _number(offer.get(LEAST_PROPERTY), LEAST_S)
-    full = {_DURATION: seconds, _CPU: seconds * _number(offer.get(THREADS), 1)}
+    full = {_DURATION: seconds, _CPU: seconds * busy_threads(demand, offer)}
     return hired.pricing.cost([full.get(counter, 0.0) for counter in hired.pricing.usage_vector])
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from shem.errors import Refused
 from shem.sdk.types import Need
 from shem.terms.constraints import parse
+from shem.terms.resources import REQUIRE
 from shem.wire.payment import Decorations
 
-REQUIRE = "golem.!exp.shem.v1.require."
 ACCEPT_TIMEOUT_S = 120
 """We accept debit notes as they come; a provider may end an agreement whose notes wait longer than this."""
 

@@ -195,16 +195,18 @@ def test_a_channel_that_left_the_chain_is_closed_and_stays_so():
 def test_cover_is_the_price_of_full_use():
     vector = ("golem.usage.duration_sec", "golem.usage.cpu_sec", "golem.usage.gib")
     pricing = LinearPricing((Decimal("0.001"), Decimal("0.002"), Decimal(5)), Decimal("0.5"), vector)
-    wanted, least = cover_wanted(pricing, {"golem.inf.cpu.threads": 4})
+    wanted, least = cover_wanted(pricing, {}, {"golem.inf.cpu.threads": 4})
     assert wanted == 10**18 // 2 + 600 * (1 + 4 * 2) * 10**15
     assert least == 10**18 // 2 + 60 * (1 + 4 * 2) * 10**15
-    longer, _ = cover_wanted(pricing, {"golem.com.payment.channel.cover-sec?": 1200})
+    longer, _ = cover_wanted(pricing, {}, {"golem.com.payment.channel.cover-sec?": 1200})
     assert longer == 10**18 // 2 + 1200 * 3 * 10**15
-    assert cover_wanted(None, {}) == (0, 0)
+    assert cover_wanted(None, {}, {}) == (0, 0)
     few = {"golem.com.payment.channel.cover-sec?": 5, "golem.com.payment.channel.least-sec?": 20}
-    assert cover_wanted(pricing, few) == (10**18 // 2 + 20 * 3 * 10**15,) * 2
-    slow, _ = cover_wanted(pricing, few, 960.0)
+    assert cover_wanted(pricing, {}, few) == (10**18 // 2 + 20 * 3 * 10**15,) * 2
+    slow, _ = cover_wanted(pricing, {}, few, 960.0)
     assert slow == 10**18 // 2 + 4 * 960 * 3 * 10**15
+    one, _ = cover_wanted(pricing, {"golem.!exp.shem.v1.require.cpu.threads": 0.5}, {"golem.inf.cpu.threads": 64})
+    assert one == 10**18 // 2 + 600 * 3 * 10**15, "a job that needs one thread of many reserves for one"
     assert term_after({}) == PAY_S
     assert term_after({"golem.com.payment.channel.after-sec?": 7}) == 7
     assert term_after({"golem.com.payment.channel.after-sec?": 10**12}) == 86400
@@ -215,7 +217,9 @@ def test_whatever_a_peer_says_makes_no_absurd_cover(said):
     pricing = LinearPricing(
         (Decimal(10) ** 9, Decimal(10) ** 9), Decimal(0), ("golem.usage.duration_sec", "golem.usage.cpu_sec")
     )
-    wanted, least = cover_wanted(pricing, {"golem.inf.cpu.threads": said, "golem.com.payment.channel.cover-sec?": said})
+    demand = {"golem.!exp.shem.v1.require.cpu.threads": said}
+    offer = {"golem.inf.cpu.threads": said, "golem.com.payment.channel.cover-sec?": said}
+    wanted, least = cover_wanted(pricing, demand, offer)
     assert 0 < least <= wanted < 2**96
     assert NOW <= ends_at({"golem.srv.comp.expiration": said}, NOW) <= NOW + MAX_AHEAD_S
 

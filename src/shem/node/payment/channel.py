@@ -25,6 +25,7 @@ import msgspec
 from shem.errors import Conflict, MoneyShort, PeerFailed, Refused
 from shem.terms.amounts import format_amount
 from shem.terms.pricing import BadUsage, LinearPricing
+from shem.terms.resources import busy_threads
 
 COVER_S = 600.0
 """The payer reserves the price of so much full use ahead, unless agreed otherwise."""
@@ -53,10 +54,8 @@ LEAST_PROPERTY = "golem.com.payment.channel.least-sec?"
 AFTER_PROPERTY = "golem.com.payment.channel.after-sec?"
 """For so many seconds after the agreement's end the payee can collect."""
 EXPIRATION = "golem.srv.comp.expiration"
-THREADS = "golem.inf.cpu.threads"
 _DURATION = "golem.usage.duration_sec"
 _CPU = "golem.usage.cpu_sec"
-MAX_THREADS = 4096
 
 State = Literal["open", "closing", "closed"]
 
@@ -306,14 +305,16 @@ def full_use(pricing: LinearPricing, threads: int, seconds: float) -> int:
         return MAX_UNITS
 
 
-def cover_wanted(pricing: LinearPricing | None, offer: Mapping[str, Any], finality_s: float = 0.0) -> tuple[int, int]:
-    """(what the payer reserves ahead, the least that the payee starts with) for an agreed offer's properties.
+def cover_wanted(
+    pricing: LinearPricing | None, demand: Mapping[str, Any], offer: Mapping[str, Any], finality_s: float = 0.0
+) -> tuple[int, int]:
+    """(what the payer reserves ahead, the least that the payee starts with) for the properties of an agreement's two sides.
 
     Where blocks take ``finality_s`` to be final, more is reserved, so that new reserves are final in time.
     """
     if pricing is None:
         return 0, 0
-    threads = int(_number(offer.get(THREADS), 1, MAX_THREADS, 1))
+    threads = busy_threads(demand, offer)
     least_s = _number(offer.get(LEAST_PROPERTY), 1.0, MAX_COVER_S, LEAST_S)
     seconds = _number(offer.get(COVER_PROPERTY), 1.0, MAX_COVER_S, COVER_S)
     wanted_s = max(seconds, least_s, min(FINALITIES * finality_s, MAX_COVER_S))

@@ -140,7 +140,7 @@ class ChannelBooks:
         if deal.platform not in self.chains:
             return None
         finality_s = self.chains[deal.platform].terms.finality_s
-        wanted, least = cover_wanted(deal.pricing, agreement.offer_properties, finality_s)
+        wanted, least = cover_wanted(deal.pricing, agreement.demand_properties, agreement.offer_properties, finality_s)
         cover = Cover(
             owner=owner,
             agreement_id=deal.agreement_id,
