@@ -81,18 +81,18 @@ async def test_a_whole_deal_through_our_clients(network: Network) -> None:
         note = await bills.issue_debit_note(
             payment.NewDebitNote(activity_id=created.activity_id, total_amount_due="0.1", payment_due_date=due)
         )
-        await bills.send_debit_note(note.debit_note_id)
+        await bills.send_debit_note(note.debit_note_id, timeout_s=20)
         (heard,) = await money.debit_note_events(after=began, app_session_id="ours", timeout_s=20)
         accepted = payment.Acceptance(total_amount_accepted="0.1", allocation_id=allocation.allocation_id)
-        await money.accept_debit_note(heard.debit_note_id, accepted)
+        await money.accept_debit_note(heard.debit_note_id, accepted, timeout_s=20)
         invoice = await bills.issue_invoice(
             payment.NewInvoice(
                 agreement_id=agreement, amount="0.1", payment_due_date=due, activity_ids=[created.activity_id]
             )
         )
-        await bills.send_invoice(invoice.invoice_id)
+        await bills.send_invoice(invoice.invoice_id, timeout_s=20)
         (arrived,) = await money.invoice_events(after=began, app_session_id="ours", timeout_s=20)
-        await money.accept_invoice(arrived.invoice_id, accepted)
+        await money.accept_invoice(arrived.invoice_id, accepted, timeout_s=20)
         assert (await money.invoice(arrived.invoice_id)).status == "ACCEPTED"
         assert (await money.allocation(allocation.allocation_id)).spent_amount == "0.1"
         await wants.terminate(agreement, {"message": "done"})
